@@ -1,0 +1,199 @@
+"""What the data sets hold, counted from the publishers' files, beside what is published of them.
+
+`count` gives every statistic for which `datasets.DATASETS` holds a published value; `compare` puts
+the two side by side. A difference is reported, not raised: a partial or rebuilt copy counts too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reprokit.data import SPLITS, CTRData, load_click_data, read_ml_1m_movies, read_ml_1m_ratings
+from reprokit.datasets import DataError, dataset
+from reprokit.download import require
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Counts = dict[str, int | float]
+
+
+def count(name: str, data_dir: Path) -> Counts:
+    """Every published statistic of a data set, in the registry's order, then what else was counted.
+
+    Raises DataError: unknown name, a missing file, a file that is not in its publisher's format.
+    """
+    expected = dataset(name).expected
+    counter = next(counter for prefix, counter in COUNTERS.items() if name.startswith(prefix))
+    found = counter(name, Path(data_dir))
+    assert expected.keys() <= found.keys(), f"{name}: {expected.keys() - found.keys()} not counted"
+    return {key: found[key] for key in (*expected, *found)}
+
+
+def compare(name: str, counted: Counts) -> list[tuple[str, float, float | None, str, str]]:
+    """(statistic, counted, published, where it is published, mark) of each statistic.
+
+    The mark is "equal", "differs", or "not printed" where nothing is published to compare with.
+    """
+    expected = dataset(name).expected
+    return [
+        (key, value, known.value, known.source, "equal" if value == known.value else "differs")
+        if (known := expected.get(key))
+        else (key, value, None, "", "not printed")
+        for key, value in counted.items()
+    ]
+
+
+def ml_1m(name: str, data_dir: Path) -> Counts:
+    """Users are those with ratings: each of the release's users has at least 20."""
+    ratings, movies = require(name, data_dir, ("ratings.dat", "movies.dat"))
+    events = read_ml_1m_ratings(ratings)
+    return {
+        "ratings": len(events.users),
+        "users": len(np.unique(events.users)),
+        "movies": len(read_ml_1m_movies(movies).ids),
+        **click_counts(load_click_data("ml-1m", data_dir)),
+    }
+
+
+def click_counts(data: CTRData) -> Counts:
+    """The statistics of CCF-LLM's Table 1; users and items count the padding id, as there."""
+    rows = {f"ctr {split}": len(data.split(split)) for split in SPLITS}
+    return {"ctr users": data.n_users, "ctr items": data.n_items, **rows}
+
+
+def movielens_csv(name: str, data_dir: Path) -> Counts:
+    """MovieLens-25M and latest-small. Users are those with ratings."""
+    import polars as pl
+
+    ratings, movies, tags = require(name, data_dir, ("ratings.csv", "movies.csv", "tags.csv"))
+    rows, users = pl.col("movieId").len(), pl.col("userId").n_unique()
+    n_ratings, n_users = collect(ratings, pl.scan_csv(ratings).select(rows, users))
+    (n_movies,) = collect(movies, pl.scan_csv(movies).select(rows))
+    (n_tags,) = collect(tags, pl.scan_csv(tags).select(rows))
+    return {"ratings": n_ratings, "users": n_users, "movies": n_movies, "tags": n_tags}
+
+
+def posters(name: str, data_dir: Path) -> Counts:
+    (first,) = require(name, data_dir, ("*.jpg",))
+    return {"posters": sum(path.is_file() for path in first.parent.glob("*.jpg"))}
+
+
+def amazon_2014(name: str, data_dir: Path) -> Counts:
+    """Reviews of a 5-core file, and who wrote them about what."""
+    import polars as pl
+
+    reviews = next(file.path for file in dataset(name).files if file.path.startswith("reviews_"))
+    (path,) = require(name, data_dir, (reviews,))
+    fields = dict.fromkeys(("reviewerID", "asin"), pl.String)
+    counted = [pl.len(), *(pl.col(field).n_unique() for field in fields)]
+    holes = pl.any_horizontal(pl.col(field).is_null() for field in fields).sum()
+    table = pl.scan_ndjson(path, schema=fields)
+    rows, users, items, incomplete = collect(path, table.select(*counted, holes.alias("holes")))
+    if incomplete or not rows:
+        raise DataError(
+            f"{path}: {incomplete:,} of {rows:,} reviews lack reviewerID or asin: not the "
+            f"publisher's file. See: python -m reprokit data check {name}"
+        )
+    return {"reviews": rows, "users": users, "items": items}
+
+
+def amazon_book(name: str, data_dir: Path) -> Counts:
+    """The steps of the recipe as its loader counts them, and the splits that it gives."""
+    data = load_click_data("amazon-book", data_dir)
+    return {**data.counts, **click_counts(data)}
+
+
+def cdsr(name: str, data_dir: Path) -> Counts:
+    """Items of each domain, training rows, and evaluation rows by the domain of their target."""
+    folder = data_dir / dataset(name).folder
+    for split in SPLITS:
+        old, new = f"{split}data.txt", f"{split}data_new.txt"
+        if any(folder.glob(f"{old}*")) and not any(folder.glob(f"{new}*")):
+            raise DataError(
+                f"{folder / old}: the earlier release, whose rows leak future items, is not "
+                f"accepted. Get the corrected one, {new}, from {dataset(name).by_hand}"
+            )
+    names = ("Alist.txt", "Blist.txt", *(f"{split}data_new.txt" for split in SPLITS))
+    a_list, b_list, train, *evaluation = require(name, data_dir, names)
+    n_a, n_b, n_train = (sum(1 for _ in lines(path)) for path in (a_list, b_list, train))
+    counted: Counts = {"a items": n_a, "b items": n_b, "train": n_train}
+    for split, path in zip(("valid", "test"), evaluation, strict=True):
+        targets = np.array([target(path, *line) for line in lines(path)], np.int64)
+        if ((targets < 0) | (targets >= n_a + n_b)).any():
+            raise DataError(f"{path}: a target outside the {n_a + n_b:,} items of both domains")
+        counted[f"{split} a"] = int((targets < n_a).sum())
+        counted[f"{split} b"] = int((targets >= n_a).sum())  # B is numbered after A
+    return counted
+
+
+def target(path: Path, number: int, line: str) -> int:
+    """The last item of `sequence, user, item|time|date|, ...` after a stable sort by time.
+
+    Times have day resolution: in about half of the rows the order of the file decides.
+    """
+    try:
+        events = [field.split("|") for field in line.split("\t")[2:] if field]
+        return int(sorted(events, key=lambda event: int(event[1]))[-1][0])
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path}, line {number}: not a row of events item|time|date|") from error
+
+
+def google_restaurants(name: str, data_dir: Path) -> Counts:
+    """Records of each split of the one JSON object, read whole (about 112 MB)."""
+    (path,) = require(name, data_dir, ("filter_all_t.json",))
+    with opened(path) as file:
+        splits = json.load(file)
+    names = ("train", "val", "test")
+    if not isinstance(splits, dict) or not all(isinstance(splits.get(key), list) for key in names):
+        raise DataError(f"{path}: not a JSON object of the lists train, val and test")
+    return {key: len(splits[key]) for key in names}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[TextIOWrapper]:
+    """A UTF-8 file, packed with gzip or not; what cannot be read becomes a DataError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield TextIOWrapper(file, encoding="utf-8")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, text) of the lines that are not blank."""
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if text := line.rstrip("\r\n"):
+                yield number, text
+
+
+def collect(path: Path, query: pl.LazyFrame) -> tuple[int, ...]:
+    """The one row of a query, read in a stream; what polars cannot read becomes a DataError."""
+    import polars as pl
+
+    try:
+        return query.collect(engine="streaming").row(0)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not in its publisher's format ({reason})") from error
+
+
+COUNTERS = {
+    "ml-1m": ml_1m,
+    "ml-posters": posters,
+    "ml-": movielens_csv,
+    "amazon-book": amazon_book,
+    "amazon-": amazon_2014,
+    "cdsr-": cdsr,
+    "google-restaurants": google_restaurants,
+}
+"""By the start of a data set's name, the first that fits."""
