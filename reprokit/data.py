@@ -1,0 +1,373 @@
+"""Data sets as arrays: MovieLens-1M as published, and the labelled split of CCF-LLM and CoLLM.
+
+The papers' click-through protocol (CCF-LLM section 4.1, after CoLLM) is one function, `ctr_split`:
+events -> three splits of labelled rows, each row with the user's earlier positive items. Everything
+is an array; a history is a pair of offsets into one shared array, so that no row owns a copy.
+
+Ids are dense and start at 1 in order of first appearance; 0 is padding. Table sizes (`n_users`,
+`n_items`) count the padding id, as the paper's Table 1 does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from reprokit.datasets import DataError
+from reprokit.download import fingerprint, require
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Ratings in file order, with the publisher's ids. All arrays (N,)."""
+
+    users: Ints
+    items: Ints
+    ratings: NDArray[np.float32]
+    times: Ints
+    """Unix seconds, UTC."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of the items: three aligned columns."""
+
+    ids: Ints
+    titles: list[str]
+    genres: list[str]
+    """Genre names joined by "|", empty where there are none."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The labelled rows of one split, sorted by user and time. All arrays (N,)."""
+
+    users: Ints
+    items: Ints
+    labels: NDArray[np.int8]
+    """1 where the rating is strictly above the threshold."""
+    times: Ints
+    warm: NDArray[np.bool_]
+    """True where both the user and the item occur in training."""
+    history_start: Ints
+    history_end: Ints
+    """The user's earlier positives are `positives[history_start:history_end]`, oldest first."""
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class CTRData:
+    """A click-through data set: labelled rows in three splits and the histories they share."""
+
+    name: str
+    n_users: int
+    n_items: int
+    """Table sizes: the number of ids plus the padding id 0."""
+    user_ids: Ints
+    item_ids: Ints
+    """Publisher's id of each dense id, (n_users,) and (n_items,); entry 0 is -1."""
+    titles: list[str]
+    genres: list[str]
+    """Of each dense item id; entry 0 is empty."""
+    positives: Ints
+    """Dense ids of every positive event of the window, sorted by user and time, (P,)."""
+    train: Rows
+    valid: Rows
+    test: Rows
+    counts: dict[str, int]
+    """What was read, dropped and kept, in the order of the steps."""
+
+    def split(self, name: str) -> Rows:
+        return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def histories(self, rows: Rows, index: Ints, length: int) -> Ints:
+        """The last `length` earlier positives of each indexed row, left-padded with 0: (B,
+        length)."""
+        end = rows.history_end[index, None]  # (B, 1)
+        at = end - length + np.arange(length)  # (B, length), oldest first
+        inside = at >= rows.history_start[index, None]
+        if not len(self.positives):
+            return np.zeros(at.shape, np.int64)
+        return np.where(inside, self.positives[np.where(inside, at, 0)], 0)
+
+    def sealed(self) -> CTRData:
+        """The same data with the test split closed: no test label, and no positive of the test
+        window.
+
+        Training and model choice are given this. Rows of training and validation never refer to
+        later positives, so nothing that they may see changes.
+        """
+        hidden = self.positives.copy()
+        hidden[self.test.history_end[self.test.labels == 1]] = 0  # a positive row's own place
+        closed = replace(self.test, labels=np.full(len(self.test), -1, np.int8))
+        return replace(self, positives=hidden, test=closed)
+
+
+def month(year: int, number: int) -> int:
+    """First second of a calendar month in UTC, as Unix time."""
+    return int(np.datetime64(f"{year:04d}-{number:02d}-01", "s").astype(np.int64))
+
+
+# The window behind CCF-LLM's Table 1: ten, five and five calendar months. The
+# text says
+# "the 20 most recent months"; February 2003, the last month of the file, must be left out.
+ML_1M_WINDOW = (month(2001, 6), month(2002, 4), month(2002, 9), month(2003, 2))
+
+
+def split_by_time(times: Ints, bounds: Sequence[int]) -> NDArray[np.int8]:
+    """0, 1 or 2 for train, validation, test; -1 outside [bounds[0], bounds[3])."""
+    part = np.searchsorted(np.asarray(bounds), times, side="right") - 1
+    return np.where((part >= 0) & (part < 3), part, -1).astype(np.int8)
+
+
+def ctr_split(
+    name: str,
+    events: Events,
+    part: NDArray[np.int8],
+    threshold: float,
+    catalogue: Catalogue,
+    counts: dict[str, int] | None = None,
+) -> CTRData:
+    """Labels, dense ids, histories and the warm flag (CCF-LLM section 4.1; CoLLM's recipe).
+
+    `part` (N,) says which split an event belongs to, -1 for none. Rows are sorted by user, then
+    time; events of one user in the same second keep the order of the file (about half of
+    MovieLens-1M's rows share their second). A history holds every earlier positive of the window,
+    across the splits.
+    """
+    keep = part >= 0
+    counts = {"events read": len(part), **(counts or {}), "events in the window": int(keep.sum())}
+    users, items = events.users[keep], events.items[keep]
+    ratings, times, part = events.ratings[keep], events.times[keep], part[keep]
+    for index, split in enumerate(SPLITS):
+        if not (part == index).any():
+            raise DataError(
+                f"{name}: no event falls into the {split} window; is the file complete?"
+            )
+    order = np.lexsort((times, users))  # stable: file order inside one second
+    users, items, times, part = users[order], items[order], times[order], part[order]
+    labels = (ratings[order] > threshold).astype(np.int8)
+
+    user_ids, users = first_appearance(users)
+    item_ids, items = first_appearance(items)
+    # Positives before row t of the same user: a running count, minus its value at the user's first
+    # row.
+    positive_rank = np.cumsum(labels, dtype=np.int64) - labels
+    first_row = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+    history_start = positive_rank[first_row][users - 1]
+
+    in_train = part == 0
+    user_seen = np.zeros(len(user_ids), bool)
+    item_seen = np.zeros(len(item_ids), bool)
+    user_seen[users[in_train]] = True
+    item_seen[items[in_train]] = True
+    warm = user_seen[users] & item_seen[items]
+
+    def rows(index: int) -> Rows:
+        at = part == index
+        return Rows(
+            users[at],
+            items[at],
+            labels[at],
+            times[at],
+            warm[at],
+            history_start[at],
+            positive_rank[at],
+        )
+
+    position = {int(key): at for at, key in enumerate(catalogue.ids)}
+    missing = [int(key) for key in item_ids[1:] if int(key) not in position]
+    if missing:
+        raise DataError(
+            f"{name}: {len(missing)} rated items have no entry in the item file, "
+            f"the first is {missing[0]}"
+        )
+    at = [position[int(key)] for key in item_ids[1:]]
+    return CTRData(
+        name=name,
+        n_users=len(user_ids),
+        n_items=len(item_ids),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        titles=["", *(catalogue.titles[i] for i in at)],
+        genres=["", *(catalogue.genres[i] for i in at)],
+        positives=items[labels == 1],
+        train=rows(0),
+        valid=rows(1),
+        test=rows(2),
+        counts=counts,
+    )
+
+
+def first_appearance(values: Ints) -> tuple[Ints, Ints]:
+    """Number values from 1 by first appearance: (original value of each number, numbers); number 0
+    is -1."""
+    unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    number = np.empty(len(unique), np.int64)
+    number[order] = np.arange(1, len(unique) + 1)
+    return np.concatenate([[-1], unique[order]]), number[inverse]
+
+
+# --- MovieLens-1M -------------------------------------------------------------------------------
+def opened(path: Path) -> IO[bytes]:
+    """A file, unpacked where it is a .gz."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def read_double_colon(path: Path, columns: int) -> list[list[str]]:
+    """Fields of a `::` separated Latin-1 file, as MovieLens-1M ships it."""
+    rows = []
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            fields = line.decode("latin-1").rstrip("\r\n").split("::")
+            if len(fields) != columns:
+                raise DataError(f"{path}, line {number}: {len(fields)} fields, expected {columns}")
+            rows.append(fields)
+    return rows
+
+
+def read_ml_1m_ratings(path: Path) -> Events:
+    """`ratings.dat` of MovieLens-1M: UserID::MovieID::Rating::Timestamp, four integers a line."""
+    with opened(path) as file:
+        text = file.read()
+    try:
+        table = np.array(text.replace(b"::", b" ").split(), dtype=np.int64)
+    except ValueError:
+        table = np.empty(0, np.int64)
+    if not len(table) or 3 * len(table) != 4 * text.count(b"::"):
+        raise DataError(first_fault(path))
+    table = table.reshape(-1, 4)
+    return Events(table[:, 0], table[:, 1], table[:, 2].astype(np.float32), table[:, 3])
+
+
+def first_fault(path: Path) -> str:
+    """The first line that is not four integers: slow, and read only when something is wrong."""
+    for number, fields in enumerate(read_double_colon(path, 4), 1):
+        if not all(field.lstrip("-").isdigit() for field in fields):
+            return f"{path}, line {number}: '{'::'.join(fields)}' is not four integers"
+    return f"{path}: no ratings in it"
+
+
+def read_ml_1m_movies(path: Path) -> Catalogue:
+    """`movies.dat` of MovieLens-1M: MovieID::Title::Genres, Latin-1."""
+    rows = read_double_colon(path, 3)
+    return Catalogue(
+        np.array([int(row[0]) for row in rows], np.int64),
+        [row[1] for row in rows],
+        [row[2] for row in rows],
+    )
+
+
+def load_ml_1m(ratings: Path, movies: Path) -> CTRData:
+    """MovieLens-1M as CCF-LLM splits it, from `ratings.dat` and `movies.dat`."""
+    events = read_ml_1m_ratings(ratings)
+    part = split_by_time(events.times, ML_1M_WINDOW)
+    return ctr_split("ml-1m", events, part, 3, read_ml_1m_movies(movies))
+
+
+def load_amazon_book(reviews: Path, metadata: Path) -> CTRData:
+    """Amazon-Book (2018 release) as CoLLM splits it: calendar year 2017, five stars are
+    positive."""
+    from reprokit.amazon import books_2017
+
+    books = books_2017(reviews, metadata)
+    events = Events(books.users, books.items, books.ratings, books.times)
+    ids = np.arange(len(books.item_ids), dtype=np.int64)
+    catalogue = Catalogue(ids, books.titles, [""] * len(ids))
+    return ctr_split("amazon-book", events, books.split, 4, catalogue, books.counts)
+
+
+def demo(domain: int, threshold: float, name: str) -> CTRData:
+    """One domain of the synthetic world, split by ML-1M's calendar window with the same code."""
+    from reprokit import synthetic
+
+    world = synthetic.make_world(synthetic.Config())
+    ratings = synthetic.ratings(world, domain)
+    events = Events(ratings.users, ratings.items, ratings.ratings.astype(np.float32), ratings.times)
+    items = np.flatnonzero(world.items.domain == domain)
+    catalogue = Catalogue(
+        np.arange(1, len(items) + 1),
+        [world.items.titles[item] for item in items],
+        ["|".join(world.items.genres[item]) for item in items],
+    )
+    return ctr_split(name, events, split_by_time(events.times, ML_1M_WINDOW), threshold, catalogue)
+
+
+@dataclass(frozen=True)
+class ClickData:
+    """A click-through data set by name: where its files lie and how they are read."""
+
+    load: Callable[..., CTRData]
+    """Takes the paths of `files`, in their order."""
+    sizes: Mapping[str, int]
+    """Users, items and training rows, for estimates before anything is read."""
+    registered: str = ""
+    """Name in `datasets.DATASETS`; empty for generated data."""
+    files: tuple[str, ...] = ()
+    """In the data set's folder; each may be packed with gzip."""
+
+    @property
+    def synthetic(self) -> bool:
+        return not self.files
+
+
+CLICK_DATA = {
+    "ml-1m": ClickData(
+        load_ml_1m,
+        {"users": 839, "items": 3256, "train": 33_891},
+        registered="ml-1m",
+        files=("ratings.dat", "movies.dat"),
+    ),
+    "amazon-book": ClickData(
+        load_amazon_book,
+        {"users": 22_967, "items": 34_154, "train": 727_463},
+        registered="amazon-book",
+        files=("Books_5.json", "meta_Books.json"),
+    ),
+    "demo-ml-1m": ClickData(
+        lambda: demo(0, 3, "demo-ml-1m"), {"users": 301, "items": 201, "train": 6_000}
+    ),
+    "demo-amazon-book": ClickData(
+        lambda: demo(1, 4, "demo-amazon-book"), {"users": 301, "items": 151, "train": 3_000}
+    ),
+}
+"""Each real data set has a synthetic one of the same shape, `demo-` before its name."""
+
+
+@lru_cache(maxsize=2)
+def load_click_data(name: str, data_dir: Path) -> CTRData:
+    """A data set by name, kept for the runs that follow."""
+    source = CLICK_DATA[name]
+    paths = require(source.registered, data_dir, source.files) if source.files else []
+    return source.load(*paths)
+
+
+def fingerprint_click_data(name: str, data_dir: Path, cache: Path) -> str:
+    """A hash of the data set's content: of its files, or of what is generated."""
+    source = CLICK_DATA[name]
+    if not source.synthetic:
+        return fingerprint(require(source.registered, data_dir, source.files), cache)
+    data = load_click_data(name, data_dir)
+    digest = hashlib.sha256()
+    for rows in (data.train, data.valid, data.test):
+        for column in (rows.users, rows.items, rows.labels, rows.times):
+            digest.update(np.ascontiguousarray(column).tobytes())
+    digest.update("\n".join(data.titles + data.genres).encode())
+    return digest.hexdigest()
