@@ -1,0 +1,418 @@
+"""The one training loop, on Accelerate.
+
+What a run may rely on:
+
+- One global batch is the same rows whatever the number of processes: the order follows from (seed,
+  epoch) alone, each process takes its share, and every row weighs the same in the gradient. Rows
+  repeated to even out the shares weigh nothing.
+- Early stopping watches a validation metric; the best state is restored at the end.
+- A checkpoint holds all that decides the next step (model, optimiser, position, best state, random
+  generators), as safetensors with a JSON header, so that a killed run ends with the same bytes.
+- A loss that is not finite stops the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from reprokit.progress import Progress
+
+Batch = Callable[[np.ndarray], dict[str, Tensor]]
+"""Row numbers (B,) -> the model's inputs, as CPU tensors with B rows each."""
+Loss = Callable[..., Tensor]
+"""loss(model, **batch) -> one value per row, (B,)."""
+Predict = Callable[[Batch, int], np.ndarray]
+"""predict(batch, rows) -> scores (rows,)."""
+
+# One file whatever the wrapper (plain, DDP, FSDP): names as in the bare model, frozen parameters
+# left out.
+STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+LOOSE = StateDictOptions(full_state_dict=True, strict=False)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a model is fitted."""
+
+    lr: float
+    batch_size: int
+    """Rows per optimiser step, over all processes."""
+    max_epochs: int
+    patience: int
+    """Evaluations without a better validation metric before the run stops."""
+    weight_decay: float = 0.0
+    """Coupled L2 with "adam", decoupled with "adamw"."""
+    optimizer: str = "adam"
+    micro_batch: int = 0
+    """Rows held at once by one process; a larger share is accumulated, exactly. 0: the whole
+    share."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    schedule: str = "constant"
+    """"constant", or "cosine" down to zero at the last step of the last epoch."""
+    clip: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    eval_batch: int = 4096
+    """Rows scored at once by one process."""
+    checkpoint_seconds: float = 20.0
+    """Time between checkpoints; a checkpoint changes no result."""
+
+
+@dataclass
+class Record:
+    """What chose the model: the validation metric, its best value and when it was reached."""
+
+    monitor: str
+    best: float = -math.inf
+    best_epoch: int = -1
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    """Training loss and validation metrics of every epoch."""
+
+
+def generator(seed: int, *names: str | int) -> np.random.Generator:
+    """A generator of its own for each named purpose, all from one seed."""
+    words = [zlib.crc32(str(name).encode()) for name in names]
+    return np.random.default_rng(np.random.SeedSequence([seed, *words]))
+
+
+def seed_everything(seed: int, *names: str | int) -> None:
+    """Seed torch's global generators, which initialisation and dropout draw from."""
+    torch.manual_seed(int(generator(seed, *names).integers(2**63)))
+
+
+def make_accelerator() -> Accelerator:
+    """The process's Accelerator: device, precision and processes as the user's launch
+    configuration says."""
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def fit(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    rows: int,
+    evaluate: Callable[[Predict], dict[str, float]],
+    settings: Fit,
+    seed: int,
+    monitor: str = "auc",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train a model and return it in its best state by `monitor` (higher is better).
+
+    Args:
+        loss: loss(model, **batch) -> (B,); averaged here over the rows of the global batch.
+        batch: row numbers -> the inputs of `loss`.
+        rows: number of training rows.
+        evaluate: predict -> validation metrics; must contain `monitor`. `predict(batch, rows)`
+        scores rows.
+        checkpoint: file to resume from and to write to; the caller removes it once the result is
+        kept.
+
+    Raises:
+        FloatingPointError: the loss or the monitored metric is not finite.
+    """
+    progress = progress or Progress(quiet=True)
+    wrapped, optimizer = accelerator.prepare(
+        Objective(model, loss), make_optimizer(model, settings)
+    )
+    steps_per_epoch = math.ceil(rows / settings.batch_size)
+    total = settings.max_epochs * steps_per_epoch
+    loop = Loop(accelerator, wrapped, optimizer, Record(monitor), checkpoint)
+    fitted = Fitted(accelerator, wrapped, settings.eval_batch, loop.record)
+    loop.resume(progress)
+    if loop.epoch == loop.step == 0:  # a broken metric fails now, not after an epoch
+        finite(evaluate(fitted.predict)[monitor], f"validation {monitor} before training")
+    progress.start_steps(total)
+    saved = time.monotonic()
+
+    while loop.epoch < settings.max_epochs and not loop.stopped(settings.patience):
+        order = generator(seed, "order", loop.epoch).permutation(rows)
+        wrapped.train()
+        while loop.step < steps_per_epoch:
+            start, done = loop.step * settings.batch_size, loop.epoch * steps_per_epoch + loop.step
+            set_lr(optimizer, settings, done, total)
+            chosen = order[start : start + settings.batch_size]
+            loop.loss_sum += step(accelerator, wrapped, optimizer, batch, chosen, settings)
+            loop.step += 1
+            progress.step(done + 1, f"epoch {loop.epoch + 1}, {describe(loop.record)}")
+            if checkpoint and loop.due(saved, settings.checkpoint_seconds):
+                loop.save()
+                saved = time.monotonic()
+        loop.end_epoch(evaluate(fitted.predict), rows)
+    loop.restore_best()
+    return fitted
+
+
+@dataclass
+class Fitted:
+    """A model as `fit` left it, wrapped for its device and processes."""
+
+    accelerator: Accelerator
+    wrapped: nn.Module
+    eval_batch: int
+    record: Record
+
+    def predict(self, batch: Batch, rows: int) -> np.ndarray:
+        """Scores of rows 0 .. rows - 1 in order, (rows,) float32; each is computed by one
+        process."""
+        share, _ = shares(np.arange(rows), self.accelerator)
+        self.wrapped.eval()
+        scores = []
+        with torch.inference_mode():
+            for start in range(0, len(share), self.eval_batch):
+                inputs = to(self.accelerator.device, batch(share[start : start + self.eval_batch]))
+                scores.append(self.wrapped(scoring=True, **inputs).float())
+        gathered = self.accelerator.gather(torch.cat(scores))  # process by process
+        ordered = gathered.view(self.accelerator.num_processes, -1).T.reshape(-1)[:rows]
+        return ordered.cpu().numpy()
+
+
+class Objective(nn.Module):
+    """A model and its loss as one module, so that DDP and FSDP see every forward pass."""
+
+    def __init__(self, model: Any, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, scoring: bool = False, **batch: Tensor) -> Tensor:
+        return self.model.score(**batch) if scoring else self.loss(self.model, **batch)
+
+
+def step(
+    accelerator: Accelerator,
+    wrapped: nn.Module,
+    optimizer: Any,
+    batch: Batch,
+    rows: np.ndarray,
+    settings: Fit,
+) -> Tensor:
+    """One optimiser step on the global batch `rows`; returns this process's sum of losses."""
+    share, weight = shares(rows, accelerator)
+    size = settings.micro_batch or len(share)
+    total = torch.zeros((), device=accelerator.device)
+    for start in range(0, len(share), size):
+        last = start + size >= len(share)
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            losses = wrapped(**to(accelerator.device, batch(share[start : start + size])))
+            weights = torch.from_numpy(weight[start : start + size]).to(losses)
+            value = (losses * weights).sum()
+            # Processes average their gradients, so the sum over all rows is P times the mean.
+            accelerator.backward(value * accelerator.num_processes / len(rows))
+        total += value.detach()
+    if settings.clip:
+        accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def shares(rows: np.ndarray, accelerator: Accelerator) -> tuple[np.ndarray, np.ndarray]:
+    """This process's rows and their weights: 1, or 0 for a repeat that evens out the shares."""
+    count = accelerator.num_processes
+    extra = -len(rows) % count
+    padded = np.concatenate([rows, rows[:1].repeat(extra)])
+    weight = np.ones(len(padded), np.float32)
+    weight[len(rows) :] = 0
+    mine = slice(accelerator.process_index, None, count)
+    return padded[mine], weight[mine]
+
+
+def make_optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
+    """Adam or AdamW over the trainable parameters, fused: one pass over the weights per step."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if settings.optimizer not in kinds:
+        raise ValueError(f"optimizer must be one of {', '.join(kinds)}, got '{settings.optimizer}'")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return kinds[settings.optimizer](
+        trainable, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def set_lr(optimizer: Any, settings: Fit, step: int, total: int) -> None:
+    """The step size is a function of the step alone, so a schedule has no state to lose."""
+    scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    if settings.schedule == "cosine":
+        past = max(0, step - settings.warmup) / max(1, total - settings.warmup)
+        scale *= 0.5 * (1 + math.cos(math.pi * past))
+    elif settings.schedule != "constant":
+        raise ValueError(f"schedule must be constant or cosine, got '{settings.schedule}'")
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * scale
+
+
+class Loop:
+    """The state of a run between two steps, and its checkpoint."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        wrapped: nn.Module,
+        optimizer: Any,
+        record: Record,
+        checkpoint: Path | None,
+    ) -> None:
+        self.accelerator, self.wrapped = accelerator, wrapped
+        self.optimizer = optimizer.optimizer  # the bare one, beneath Accelerate's
+        self.record, self.checkpoint = record, checkpoint
+        self.epoch = self.step = 0
+        self.loss_sum = torch.zeros((), device=accelerator.device)
+        self.best: dict[str, Tensor] = {}
+
+    def stopped(self, patience: int) -> bool:
+        return bool(self.record.epochs) and self.epoch - 1 - self.record.best_epoch >= patience
+
+    def due(self, saved: float, seconds: float) -> bool:
+        """Whether to write a checkpoint now; the first process decides for all."""
+        late = torch.tensor(
+            [float(time.monotonic() - saved >= seconds)], device=self.accelerator.device
+        )
+        return bool(self.accelerator.gather(late)[0])
+
+    def end_epoch(self, metrics: dict[str, float], rows: int) -> None:
+        mean_loss = float(self.accelerator.gather(self.loss_sum[None]).sum()) / rows
+        finite(mean_loss, f"training loss of epoch {self.epoch + 1}")
+        value = finite(metrics[self.record.monitor], f"validation {self.record.monitor}")
+        self.record.epochs.append({"loss": mean_loss, **metrics})
+        if value > self.record.best:
+            self.record.best, self.record.best_epoch = value, self.epoch
+            self.best = {name: tensor.clone() for name, tensor in self.model_state().items()}
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum.zero_()
+
+    def restore_best(self) -> None:
+        if self.best:
+            set_model_state_dict(self.wrapped, dict(self.best), options=LOOSE)
+
+    def model_state(self) -> dict[str, Tensor]:
+        state = get_model_state_dict(self.wrapped, options=STATE)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def save(self) -> None:
+        """Write the checkpoint; the old one stays until the new one is whole."""
+        finite(float(self.loss_sum), f"training loss of epoch {self.epoch + 1}, step {self.step}")
+        generators = self.accelerator.gather(rng_state(self.accelerator.device)[None])
+        sums = self.accelerator.gather(self.loss_sum[None])
+        optimizer: Any = get_optimizer_state_dict(self.wrapped, self.optimizer, options=STATE)
+        tensors = {f"model/{name}": value for name, value in self.model_state().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        tensors |= {"generators": generators, "loss_sum": sums}
+        for parameter, state in optimizer["state"].items():
+            tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
+        header = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "record": vars(self.record),
+            "groups": optimizer["param_groups"],
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+            "processes": self.accelerator.num_processes,
+        }
+        if self.accelerator.is_main_process and self.checkpoint:
+            kept = {
+                name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+            }
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=self.checkpoint.parent, suffix=".part")
+            os.close(handle)
+            save_file(kept, part, metadata={"reprokit": json.dumps(header)})
+            os.replace(part, self.checkpoint)
+
+    def resume(self, progress: Progress) -> None:
+        """Continue from the checkpoint, where there is one that fits."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return
+        with safe_open(self.checkpoint, framework="pt") as file:
+            header = json.loads(file.metadata()["reprokit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["processes"] != self.accelerator.num_processes:
+            progress.note(
+                f"the checkpoint was written by {header['processes']} processes, this run has "
+                f"{self.accelerator.num_processes}: starting the run again"
+            )
+            return
+
+        def part(prefix: str) -> dict[str, Any]:
+            return {
+                name[len(prefix) :]: value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        states: dict[str, Any] = {}
+        for key, value in part("optimizer/").items():
+            parameter, _, name = key.rpartition("/")
+            states.setdefault(parameter, {})[name] = value
+        set_model_state_dict(self.wrapped, part("model/"), options=LOOSE)
+        set_optimizer_state_dict(
+            self.wrapped,
+            self.optimizer,
+            {"state": states, "param_groups": header["groups"]},
+            options=LOOSE,
+        )
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(header["scaler"])
+        self.best = part("best/")
+        vars(self.record).update(header["record"])
+        self.epoch, self.step = header["epoch"], header["step"]
+        self.loss_sum += tensors["loss_sum"][self.accelerator.process_index].to(self.loss_sum)
+        set_rng_state(
+            tensors["generators"][self.accelerator.process_index], self.accelerator.device
+        )
+        progress.note(f"resumed at epoch {self.epoch + 1}, step {self.step}")
+
+
+def rng_state(device: torch.device) -> Tensor:
+    """torch's generators of this process as one row of bytes: the CPU's, then the device's."""
+    state = torch.get_rng_state()
+    if device.type == "cuda":
+        state = torch.cat([state, torch.cuda.get_rng_state(device)])
+    return state.to(device)
+
+
+def set_rng_state(state: Tensor, device: torch.device) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[size:].cpu(), device)
+
+
+def finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{what} is {value}; a smaller step size (lr) may help")
+    return value
+
+
+def describe(record: Record) -> str:
+    if record.best_epoch < 0:
+        return "no validation yet"
+    return f"best {record.monitor} {record.best:.4f} in epoch {record.best_epoch + 1}"
+
+
+def to(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

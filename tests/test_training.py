@@ -1,0 +1,195 @@
+"""The loop: exact resume, exact accumulation, sealed choice, several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reprokit import training
+from reprokit.collaborative import MF, pointwise
+from reprokit.progress import Progress
+from reprokit.training import Fit
+
+ROWS = 200
+SETTINGS = Fit(lr=0.05, batch_size=32, max_epochs=4, patience=9, checkpoint_seconds=0)
+RNG = np.random.default_rng(0)
+USERS, ITEMS = (torch.from_numpy(RNG.integers(0, 20, ROWS)) for _ in range(2))
+LABELS = ((USERS + ITEMS) % 2).to(torch.int8)
+
+
+class Dropped(MF):
+    """MF with dropout, so that a resumed run must also restore the generators."""
+
+    def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        product = nn.functional.dropout(self.users(users), 0.3, self.training) * self.items(items)
+        return product.sum(-1)
+
+
+def batch(index: np.ndarray) -> dict[str, torch.Tensor]:
+    return {"users": USERS[index], "items": ITEMS[index], "labels": LABELS[index]}
+
+
+def inputs(index: np.ndarray) -> dict[str, torch.Tensor]:
+    return {"users": USERS[index], "items": ITEMS[index]}
+
+
+def evaluate(predict: training.Predict) -> dict[str, float]:
+    scores = predict(inputs, ROWS)
+    return {"auc": float(np.mean((scores > 0) == LABELS.numpy()))}
+
+
+def train(
+    settings: Fit = SETTINGS, model_class: type[MF] = Dropped, **options: object
+) -> tuple[MF, training.Fitted]:
+    training.seed_everything(0, "model")
+    model = model_class(20, 20, 8, 0.1)
+    chosen = {"loss": pointwise, "batch": batch, "evaluate": evaluate, **options}
+    fitted = training.fit(
+        training.make_accelerator(), model, rows=ROWS, settings=settings, seed=0, **chosen
+    )  # type: ignore[arg-type]
+    return model, fitted
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(Progress):
+    """Stops the run after a number of steps, as a signal would."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(quiet=True)
+        self.left = steps
+        self.notes: list[str] = []
+
+    def step(self, done: int, text: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 8, 17])
+def test_a_run_killed_after_any_step_and_resumed_ends_with_the_same_bytes(
+    steps: int, tmp_path: Path
+):
+    whole, fitted = train()
+    checkpoint = tmp_path / "run.ckpt.safetensors"
+    with pytest.raises(Killed):
+        train(checkpoint=checkpoint, progress=KillAt(steps))
+    assert checkpoint.is_file()
+    watch = KillAt(0)
+    resumed, again = train(checkpoint=checkpoint, progress=watch)
+    assert any("resumed at epoch" in note for note in watch.notes)
+    assert -watch.left < 4 * 7  # it did not start over: 7 steps an epoch
+    assert same(whole, resumed)
+    assert fitted.record == again.record
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not():
+    assert same(train()[0], train()[0])
+    other = training.fit
+    training.seed_everything(0, "model")
+    model = Dropped(20, 20, 8, 0.1)
+    other(training.make_accelerator(), model, pointwise, batch, ROWS, evaluate, SETTINGS, seed=1)
+    assert not same(train()[0], model)
+
+
+def test_accumulated_micro_batches_equal_one_large_batch():
+    large, _ = train(model_class=MF)
+    small, _ = train(dataclasses.replace(SETTINGS, micro_batch=5), model_class=MF)
+    for a, b in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_best_epoch_is_restored_and_patience_stops_the_run():
+    metrics = iter([0.5, 0.6, 0.9, 0.7, 0.6, 0.5, 0.4])  # the first is before training
+    seen: list[torch.Tensor] = []
+
+    def scripted(predict: training.Predict) -> dict[str, float]:
+        seen.append(torch.from_numpy(predict(inputs, ROWS)))
+        return {"auc": next(metrics)}
+
+    patient = dataclasses.replace(SETTINGS, max_epochs=6, patience=2)
+    _, fitted = train(patient, evaluate=scripted)
+    assert (fitted.record.best, fitted.record.best_epoch) == (0.9, 1)
+    assert len(fitted.record.epochs) == 4  # two epochs without a better value
+    restored = torch.from_numpy(fitted.predict(inputs, ROWS))
+    assert torch.equal(restored, seen[2])
+    assert not torch.equal(restored, seen[4])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_place():
+    def broken(model: MF, labels: torch.Tensor, **rest: torch.Tensor) -> torch.Tensor:
+        return pointwise(model, labels, **rest) * float("inf")
+
+    with pytest.raises(FloatingPointError, match="training loss of epoch 1"):
+        train(loss=broken)
+
+
+def test_a_broken_metric_fails_before_the_first_step():
+    def step(*_: object) -> None:
+        pytest.fail("a step was made")
+
+    with pytest.raises(FloatingPointError, match="before training"):
+        train(evaluate=lambda predict: {"auc": float("nan")}, batch=step)
+
+
+def test_the_order_of_rows_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int) -> list[int]:
+        return training.generator(seed, "order", epoch).permutation(50).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_the_cosine_schedule_warms_up_and_ends_near_zero():
+    settings = dataclasses.replace(SETTINGS, lr=1.0, warmup=4, schedule="cosine")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates = []
+    for step in range(20):
+        training.set_lr(optimizer, settings, step, 20)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
+    assert rates[-1] < 0.02
+
+
+def test_frozen_parameters_stay_and_are_left_out_of_the_checkpoint(tmp_path: Path):
+    from safetensors import safe_open
+
+    training.seed_everything(0, "model")
+    model = MF(20, 20, 8, 0.1)
+    model.items.weight.requires_grad_(False)
+    before = model.items.weight.clone()
+    path = tmp_path / "run.ckpt.safetensors"
+    training.fit(
+        training.make_accelerator(),
+        model,
+        pointwise,
+        batch,
+        ROWS,
+        evaluate,
+        SETTINGS,
+        seed=0,
+        checkpoint=path,
+    )
+    assert torch.equal(model.items.weight, before)
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(("model/", "optimizer/"))]  # noqa: SIM118
+    assert any("users.weight" in name for name in names)
+    assert not any("items.weight" in name for name in names)
