@@ -294,20 +294,20 @@ def load_amazon_book(reviews: Path, metadata: Path) -> CTRData:
     return ctr_split("amazon-book", events, books.split, 4, catalogue, books.counts)
 
 
-def demo(domain: int, threshold: float, name: str) -> CTRData:
-    """One domain of the synthetic world, split by ML-1M's calendar window with the same code."""
+def demo(domain: int, name: str) -> CTRData:
+    """Films (0) or books (1) of the synthetic world, split with ML-1M's window and threshold."""
     from reprokit import synthetic
 
     world = synthetic.make_world(synthetic.Config())
     ratings = synthetic.ratings(world, domain)
     events = Events(ratings.users, ratings.items, ratings.ratings.astype(np.float32), ratings.times)
-    items = np.flatnonzero(world.items.domain == domain)
+    items, genres = np.flatnonzero(world.items.domain == domain), synthetic.genre_strings(world)
     catalogue = Catalogue(
         np.arange(1, len(items) + 1),
         [world.items.titles[item] for item in items],
-        ["|".join(world.items.genres[item]) for item in items],
+        [genres[item] for item in items],
     )
-    return ctr_split(name, events, split_by_time(events.times, ML_1M_WINDOW), threshold, catalogue)
+    return ctr_split(name, events, split_by_time(events.times, ML_1M_WINDOW), 3, catalogue)
 
 
 @dataclass(frozen=True)
@@ -342,10 +342,10 @@ CLICK_DATA = {
         files=("Books_5.json", "meta_Books.json"),
     ),
     "demo-ml-1m": ClickData(
-        lambda: demo(0, 3, "demo-ml-1m"), {"users": 301, "items": 201, "train": 6_000}
+        lambda: demo(0, "demo-ml-1m"), {"users": 301, "items": 201, "train": 6_000}
     ),
     "demo-amazon-book": ClickData(
-        lambda: demo(1, 4, "demo-amazon-book"), {"users": 301, "items": 151, "train": 3_000}
+        lambda: demo(1, "demo-amazon-book"), {"users": 301, "items": 151, "train": 3_000}
     ),
 }
 """Each real data set has a synthetic one of the same shape, `demo-` before its name."""

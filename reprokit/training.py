@@ -50,7 +50,7 @@ Predict = Callable[[Batch, int], np.ndarray]
 
 # One file whatever the wrapper (plain, DDP, FSDP): names as in the bare model, frozen parameters
 # left out.
-STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+STATE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
 LOOSE = StateDictOptions(full_state_dict=True, strict=False)
 
 
@@ -78,8 +78,6 @@ class Fit:
     """Largest gradient norm; 0: no clipping."""
     eval_batch: int = 4096
     """Rows scored at once by one process."""
-    checkpoint_seconds: float = 20.0
-    """Time between checkpoints; a checkpoint changes no result."""
 
 
 @dataclass
@@ -121,6 +119,7 @@ def fit(
     seed: int,
     monitor: str = "auc",
     checkpoint: Path | None = None,
+    checkpoint_seconds: float = 20.0,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train a model and return it in its best state by `monitor` (higher is better).
@@ -132,7 +131,8 @@ def fit(
         evaluate: predict -> validation metrics; must contain `monitor`. `predict(batch, rows)`
         scores rows.
         checkpoint: file to resume from and to write to; the caller removes it once the result is
-        kept.
+            kept.
+        checkpoint_seconds: time between checkpoints; it changes no result.
 
     Raises:
         FloatingPointError: the loss or the monitored metric is not finite.
@@ -161,7 +161,7 @@ def fit(
             loop.loss_sum += step(accelerator, wrapped, optimizer, batch, chosen, settings)
             loop.step += 1
             progress.step(done + 1, f"epoch {loop.epoch + 1}, {describe(loop.record)}")
-            if checkpoint and loop.due(saved, settings.checkpoint_seconds):
+            if checkpoint and loop.due(saved, checkpoint_seconds):
                 loop.save()
                 saved = time.monotonic()
         loop.end_epoch(evaluate(fitted.predict), rows)
@@ -302,7 +302,7 @@ class Loop:
         self.record.epochs.append({"loss": mean_loss, **metrics})
         if value > self.record.best:
             self.record.best, self.record.best_epoch = value, self.epoch
-            self.best = {name: tensor.clone() for name, tensor in self.model_state().items()}
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.model_state().items()}
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum.zero_()
 

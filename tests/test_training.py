@@ -17,7 +17,7 @@ from reprokit.progress import Progress
 from reprokit.training import Fit
 
 ROWS = 200
-SETTINGS = Fit(lr=0.05, batch_size=32, max_epochs=4, patience=9, checkpoint_seconds=0)
+SETTINGS = Fit(lr=0.05, batch_size=32, max_epochs=4, patience=9)
 RNG = np.random.default_rng(0)
 USERS, ITEMS = (torch.from_numpy(RNG.integers(0, 20, ROWS)) for _ in range(2))
 LABELS = ((USERS + ITEMS) % 2).to(torch.int8)
@@ -89,7 +89,7 @@ def test_a_run_killed_after_any_step_and_resumed_ends_with_the_same_bytes(
     whole, fitted = train()
     checkpoint = tmp_path / "run.ckpt.safetensors"
     with pytest.raises(Killed):
-        train(checkpoint=checkpoint, progress=KillAt(steps))
+        train(checkpoint=checkpoint, checkpoint_seconds=0, progress=KillAt(steps))
     assert checkpoint.is_file()
     watch = KillAt(0)
     resumed, again = train(checkpoint=checkpoint, progress=watch)
@@ -187,6 +187,7 @@ def test_frozen_parameters_stay_and_are_left_out_of_the_checkpoint(tmp_path: Pat
         SETTINGS,
         seed=0,
         checkpoint=path,
+        checkpoint_seconds=0,
     )
     assert torch.equal(model.items.weight, before)
     with safe_open(path, framework="pt") as file:

@@ -1,0 +1,438 @@
+"""CCF-LLM: fuse collaborative and semantic embeddings inside an LLM prompt.
+
+Paper   Liu, Zhang, Dong and Fang, CIKM 2024, doi 10.1145/3627673.3679596.
+Tables  ccf_llm/table1 to table5, ccf_llm/figure3a, figure3b, figure4.
+
+Built so far: Table 1; the rows MF, LightGCN and SASRec of Table 3, which the paper copied from
+CoLLM (Zhang et al., arXiv 2310.19488); three sanity rows of our own. Importing this module loads
+no torch.
+
+The protocol. A row is (user, item, label) in one of three time windows; a system gives it a score;
+the result is the AUC over all rows of the test window, rows of unseen users and items included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reprokit.data import CLICK_DATA, CTRData, Rows, load_click_data
+from reprokit.metrics import auc, uauc
+from reprokit.runs import Estimate, Job, Result, System, setting
+from reprokit.tables import Column, Row, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TITLE = "CCF-LLM (CIKM 2024): collaborative cross-modal fusion with a large language model"
+DATASETS = CLICK_DATA
+
+
+# --- settings -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CFSettings:
+    """What every collaborative row sets. The defaults are MF's on ML-1M."""
+
+    dim: int = setting(256, "CoLLM's choice; CCF-LLM's own fusion uses 128")
+    init_std: float = setting(
+        0.01,
+        "open; unit-normal tables stay at AUC 0.50 for 150 epochs, some seeds for good",
+    )
+    lr: float = setting(1e-3, "CoLLM's choice from {1e-1, ..., 1e-4}")
+    weight_decay: float = setting(1e-4, "CoLLM's choice; coupled L2 of Adam")
+    batch_size: int = setting(2048, "CoLLM's; CCF-LLM says 1024 for its own encoders")
+    max_epochs: int = setting(300, "early stopping ends sooner")
+    patience: int = setting(30, "open; epochs without a better validation AUC")
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 0 or (value == 0 and name not in ("weight_decay", "dropout")):
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class LightGCNSettings(CFSettings):
+    """LightGCN as CoLLM runs it: explicit labels, edges from positive training rows."""
+
+    dim: int = setting(64, "CoLLM's choice; CCF-LLM's own fusion uses 128")
+    init_std: float = setting(0.1, "CoLLM's: start vectors from N(0, 0.1^2)")
+    lr: float = setting(1e-2, "CoLLM's choice from {1e-1, ..., 1e-4}")
+    layers: int = setting(2, "CoLLM's choice from {1, 2, 3}")
+
+
+@dataclass(frozen=True)
+class SASRecSettings(CFSettings):
+    """SASRec as CoLLM runs it: the state after the history, times the target item."""
+
+    dim: int = setting(64, "CoLLM's choice; CCF-LLM's own fusion uses 128")
+    init_std: float = setting(
+        0.02, "open; CoLLM's unit-normal tables reach the same AUC in ten times the epochs"
+    )
+    lr: float = setting(1e-2, "CoLLM's choice from {1e-1, ..., 1e-4}")
+    weight_decay: float = setting(1e-2, "CoLLM's choice; coupled L2 of Adam")
+    max_epochs: int = setting(
+        20, "open; CoLLM's best epoch was 194, this is what a laptop does in two minutes"
+    )
+    patience: int = setting(10, "open; epochs without a better validation AUC")
+    max_len: int = setting(25, "CoLLM's; the most recent earlier positives that are read")
+    blocks: int = setting(2, "CoLLM's")
+    heads: int = setting(1, "CoLLM's")
+    dropout: float = setting(0.2, "CoLLM's")
+
+
+@dataclass(frozen=True)
+class RandomSettings:
+    """A uniform score for each row."""
+
+
+@dataclass(frozen=True)
+class LikeRateSettings:
+    """The item's smoothed share of positive training rows."""
+
+    smoothing: float = setting(5.0, "ours; rows at the overall rate that each item starts from")
+
+
+@dataclass(frozen=True)
+class BiasSettings:
+    """Logistic regression on the user's and the item's id, nothing else."""
+
+    penalty: float = setting(1.0, "ours; scikit-learn's C, its default")
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """Counting has no settings."""
+
+
+# --- how each row is run ------------------------------------------------------------------------
+def run_collaborative(job: Job) -> Result:
+    """MF, LightGCN or SASRec with binary cross-entropy on labelled rows, no sampled negatives."""
+    from reprokit import training
+    from reprokit.collaborative import pointwise
+
+    data = load_click_data(job.run.dataset, job.data_dir)
+    sealed = data.sealed()
+    settings = job.run.settings
+    accelerator = training.make_accelerator()
+    training.seed_everything(job.run.seed, "model")
+    model = build(job.run.system, sealed, settings)
+    inputs: tuple[str, ...] = model.inputs
+    length = getattr(settings, "max_len", 0)
+
+    fitted = training.fit(
+        accelerator,
+        model,
+        pointwise,
+        batches(sealed, sealed.train, (*inputs, "labels"), length),
+        len(sealed.train),
+        lambda predict: {
+            "auc": auc(
+                sealed.valid.labels,
+                predict(batches(sealed, sealed.valid, inputs, length), len(sealed.valid)),
+            )
+        },
+        training.Fit(
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            batch_size=settings.batch_size,
+            max_epochs=settings.max_epochs,
+            patience=settings.patience,
+        ),
+        job.run.seed,
+        checkpoint=job.checkpoint,
+        checkpoint_seconds=job.checkpoint_seconds,
+        progress=job.progress,
+    )
+    record = fitted.record
+    selection = {
+        "split": "valid",
+        "metric": record.monitor,
+        "value": record.best,
+        "epoch": record.best_epoch + 1,
+        "epochs": len(record.epochs),
+    }
+    # The model is chosen: the test split is opened here, once.
+    return click_result(
+        data, lambda rows: fitted.predict(batches(data, rows, inputs, length), len(rows)), selection
+    )
+
+
+def build(system: str, data: CTRData, settings: Any) -> Any:
+    """The untrained model of a collaborative row."""
+    from reprokit.collaborative import MF, LightGCN
+    from reprokit.sequential import SASRec
+
+    s = settings
+    if system == "mf":
+        return MF(data.n_users, data.n_items, s.dim, s.init_std)
+    if system == "lightgcn":
+        liked = data.train.labels == 1
+        edges = data.train.users[liked], data.train.items[liked]
+        return LightGCN(data.n_users, data.n_items, s.dim, s.init_std, s.layers, *edges)
+    return SASRec(data.n_items, s.dim, s.init_std, s.max_len, s.blocks, s.heads, s.dropout)
+
+
+def batches(
+    data: CTRData, rows: Rows, inputs: tuple[str, ...], length: int
+) -> Callable[[np.ndarray], dict[str, Tensor]]:
+    """Row numbers -> the named columns of `rows` as tensors; `histories` is (B, length)."""
+    import torch
+
+    columns = {
+        name: torch.from_numpy(getattr(rows, name)) for name in inputs if name != "histories"
+    }
+
+    def batch(index: np.ndarray) -> dict[str, Tensor]:
+        at = torch.from_numpy(index)
+        chosen = {name: column[at] for name, column in columns.items()}
+        if "histories" in inputs:
+            chosen["histories"] = torch.from_numpy(data.histories(rows, index, length))
+        return chosen
+
+    return batch
+
+
+def run_random(job: Job) -> Result:
+    """A score that knows nothing: what chance looks like on these rows."""
+    rng = np.random.default_rng(job.run.seed)
+    data = load_click_data(job.run.dataset, job.data_dir)
+    return click_result(data, lambda rows: rng.random(len(rows)), nothing_chosen())
+
+
+def run_like_rate(job: Job) -> Result:
+    """(positives + a m) / (rows + a) of the item in training, m the overall rate; users play no
+    part."""
+    data = load_click_data(job.run.dataset, job.data_dir)
+    train, weight = data.train, job.run.settings.smoothing
+    rows = np.bincount(train.items, minlength=data.n_items)
+    liked = np.bincount(train.items, train.labels, minlength=data.n_items)
+    rate = (liked + weight * train.labels.mean()) / (rows + weight)
+    return click_result(data, lambda rows: rate[rows.items], nothing_chosen())
+
+
+def run_bias(job: Job) -> Result:
+    """Logistic regression over one-hot user and item; an unseen id adds nothing to the score."""
+    from scipy.sparse import csr_array
+    from sklearn.linear_model import LogisticRegression
+
+    data = load_click_data(job.run.dataset, job.data_dir)
+
+    def one_hot(rows: Rows) -> csr_array:
+        columns = np.stack([rows.users, data.n_users + rows.items], 1).ravel()
+        start = np.arange(0, 2 * len(rows) + 1, 2)
+        shape = (len(rows), data.n_users + data.n_items)
+        return csr_array((np.ones(2 * len(rows)), columns, start), shape=shape)
+
+    model = LogisticRegression(C=job.run.settings.penalty, max_iter=1000)
+    model.fit(one_hot(data.train), data.train.labels)
+    return click_result(data, lambda rows: model.decision_function(one_hot(rows)), nothing_chosen())
+
+
+def run_statistics(job: Job) -> Result:
+    """Table 1: what our split counts. Users and items include the padding id, as the paper's do."""
+    data = load_click_data(job.run.dataset, job.data_dir)
+    metrics: dict[str, float] = {"users": data.n_users, "items": data.n_items}
+    for name in ("train", "valid", "test"):
+        rows = data.split(name)
+        metrics[name] = len(rows)
+        metrics[f"{name}/positive_share"] = float(rows.labels.mean())
+        metrics[f"{name}/warm_share"] = float(rows.warm.mean())
+        metrics[f"{name}/mean_history"] = float((rows.history_end - rows.history_start).mean())
+    return Result(metrics, selection=nothing_chosen(), data=dict(data.counts))
+
+
+def nothing_chosen() -> dict[str, Any]:
+    return {"split": None, "why": "nothing was tuned or chosen"}
+
+
+def click_result(
+    data: CTRData, score: Callable[[Rows], np.ndarray], selection: dict[str, Any]
+) -> Result:
+    """Score validation and test, keep what every metric can be recomputed from, and compute
+    them."""
+    predictions: dict[str, np.ndarray] = {}
+    for name in ("valid", "test"):
+        rows = data.split(name)
+        predictions |= {
+            f"{name}/users": data.user_ids[rows.users],
+            f"{name}/items": data.item_ids[rows.items],
+            f"{name}/labels": rows.labels,
+            f"{name}/warm": rows.warm,
+            f"{name}/scores": score(rows).astype(np.float32),
+        }
+    return Result(click_metrics(predictions), predictions, selection, dict(data.counts))
+
+
+def click_metrics(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """AUC and uAUC over all rows, over warm rows, and over rows with an unseen user or item.
+
+    A group of rows that allows no AUC (one class, or no user with both) is left out.
+    """
+    metrics: dict[str, float] = {}
+    for split in ("valid", "test"):
+        users, labels, warm, scores = (
+            predictions[f"{split}/{name}"] for name in ("users", "labels", "warm", "scores")
+        )
+        for suffix, part in (("", np.ones(len(labels), bool)), ("_warm", warm), ("_cold", ~warm)):
+            metrics[f"{split}/rows{suffix}"] = int(part.sum())
+            if len(np.unique(labels[part])) == 2:
+                metrics[f"{split}/auc{suffix}"] = auc(labels[part], scores[part])
+            if any_user_has_both(users[part], labels[part]):
+                value, counted = uauc(users[part], labels[part], scores[part])
+                metrics[f"{split}/uauc{suffix}"] = value
+                metrics[f"{split}/uauc_users{suffix}"] = counted
+    return metrics
+
+
+def any_user_has_both(users: np.ndarray, labels: np.ndarray) -> bool:
+    return len(np.intersect1d(users[labels == 1], users[labels == 0])) > 0
+
+
+# --- estimates: upper bounds on two CPU cores, from runs on one such machine --------------------
+def estimate_training(nanoseconds: float) -> Callable[[Any, Mapping[str, int]], Estimate]:
+    """Time per epoch, training row and vector dimension; memory for weights, gradient, Adam and
+    best state."""
+
+    def estimate(settings: Any, sizes: Mapping[str, int]) -> Estimate:
+        weights = 4 * settings.dim * (sizes["users"] + sizes["items"])
+        work = settings.max_epochs * sizes["train"] * settings.dim * getattr(settings, "max_len", 1)
+        return Estimate(5 + work * nanoseconds * 1e-9, 0.8e9 + 6 * weights, 5 * weights)
+
+    return estimate
+
+
+def estimate_counting(_: Any, sizes: Mapping[str, int]) -> Estimate:
+    return Estimate(5 + sizes["train"] * 1e-5, 0.3e9 + 500 * sizes["train"], 10 * sizes["train"])
+
+
+BOOK_CF = {"batch_size": 10_240}
+SYSTEMS = {
+    "statistics": System(StatisticsSettings, run_statistics, estimate_counting, seeded=False),
+    "mf": System(
+        CFSettings,
+        run_collaborative,
+        estimate_training(12),
+        tuned={"amazon-book": {**BOOK_CF, "weight_decay": 1e-6}},
+        presets={
+            "demo": {"dim": 16, "batch_size": 512, "max_epochs": 60, "patience": 5, "lr": 1e-2}
+        },
+    ),
+    "lightgcn": System(
+        LightGCNSettings,
+        run_collaborative,
+        estimate_training(60),
+        tuned={"amazon-book": {**BOOK_CF, "dim": 256, "lr": 1e-4, "weight_decay": 1e-7}},
+        presets={"demo": {"dim": 16, "batch_size": 512, "max_epochs": 60, "patience": 5}},
+    ),
+    "sasrec": System(
+        SASRecSettings,
+        run_collaborative,
+        estimate_training(100),
+        tuned={"amazon-book": {**BOOK_CF, "lr": 1e-3, "weight_decay": 1e-3, "max_len": 20}},
+        presets={
+            "demo": {
+                "dim": 16,
+                "batch_size": 512,
+                "max_epochs": 20,
+                "patience": 4,
+                "weight_decay": 1e-4,
+            },
+            "paper": {"max_epochs": 1000, "patience": 100},
+        },
+    ),
+    "random": System(RandomSettings, run_random, estimate_counting),
+    "like-rate": System(LikeRateSettings, run_like_rate, estimate_counting, seeded=False),
+    "bias-only": System(BiasSettings, run_bias, estimate_counting, seeded=False),
+}
+
+# --- tables -------------------------------------------------------------------------------------
+SANITY = (
+    Row("Random", "random"),
+    Row("Item like-rate", "like-rate"),
+    Row("Bias-only logistic regression", "bias-only"),
+)
+CLICK_PROTOCOL = (
+    (
+        "Split",
+        "by calendar month in UTC. MovieLens-1M: train June 2001 to March 2002, validation April "
+        "to August 2002, test September 2002 to January 2003. Amazon-Book: January to November "
+        "2017, then December halved by time.",
+    ),
+    ("Labels", "positive when the rating is above 3 (MovieLens-1M) or above 4 (Amazon-Book)."),
+    ("Ties", "rows of one user in one second keep the order of the file."),
+    ("Negatives", "the rated rows that are not positive; none is sampled."),
+    ("Scored rows", "all rows of the test window, those of unseen users and items included."),
+    ("Model choice", "best validation AUC; the test split is scored once, after the choice."),
+)
+WINDOW_POINTS = (
+    "The text says the 20 most recent months of MovieLens-1M. Table 1's counts come only from June "
+    "2001 to January 2003; February 2003, the last month of the file, is left out.",
+    "Users and items of Table 1 count the padding id 0: there are 838 and 3,255 (MovieLens-1M), "
+    "and 22,966 and 34,153 (Amazon-Book).",
+    "The text says 16 months of Amazon-Book split 11/2.5/2.5. Table 1's counts come from calendar "
+    "year 2017 alone. The recipe gives 727,463 training rows where the table prints 727,468.",
+)
+TABLES = (
+    Table(
+        "ccf_llm/table1",
+        "Statistics of datasets",
+        columns=tuple(
+            Column(name, metric, tolerance=0)
+            for name, metric in (
+                ("User", "users"),
+                ("Item", "items"),
+                ("Train", "train"),
+                ("Validation", "valid"),
+                ("Test", "test"),
+            )
+        ),
+        rows=(
+            Row("MovieLens-1M", "statistics", dataset="ml-1m"),
+            Row("Amazon-Books", "statistics", dataset="amazon-book"),
+        ),
+        seeds=1,
+        protocol=CLICK_PROTOCOL[:2],
+        open_points=WINDOW_POINTS,
+    ),
+    Table("ccf_llm/table2", "Pilot study: collaborative signals in natural language", labels=2),
+    Table(
+        "ccf_llm/table3",
+        "CCF-LLM and the baselines",
+        columns=(
+            Column("MovieLens-1M AUC", "test/auc", "ml-1m", definition="auc"),
+            Column(
+                "MovieLens-1M RelaImpr", "rela_impr", "ml-1m", tolerance=1, definition="rela_impr"
+            ),
+            Column("Amazon-Book AUC", "test/auc", "amazon-book", definition="auc"),
+            Column(
+                "Amazon-Book RelaImpr",
+                "rela_impr",
+                "amazon-book",
+                tolerance=1,
+                definition="rela_impr",
+            ),
+        ),
+        rows=(Row("MF", "mf"), Row("LightGCN", "lightgcn"), Row("SASRec", "sasrec")),
+        sanity=SANITY,
+        protocol=CLICK_PROTOCOL,
+        open_points=(
+            *WINDOW_POINTS[:1],
+            "The rows MF, LightGCN, SASRec, CoLLM, Softprompt and TallRec are copied from CoLLM "
+            "(daggers in print): single runs of a tuned grid, seed 2023. Ours are means over seeds "
+            "with CoLLM's chosen sizes.",
+            "About half of the rows share user and second with another row, and no paper says in "
+            "which order they stand.",
+            "A history is every earlier positive of the user, across the splits, as in CoLLM.",
+            "Many test rows have an unseen user or item. A run's result file also has AUC and uAUC "
+            "of the warm rows and of the cold ones.",
+        ),
+    ),
+    Table("ccf_llm/table4", "Impact of the training strategies"),
+    Table("ccf_llm/table5", "Case study of one user's five test films"),
+    Table("ccf_llm/figure3a", "How to fuse: alpha = 1, scalar alpha, CoLLM, default"),
+    Table("ccf_llm/figure3b", "What to fuse: L, M, S, L+M, L+S, M+S"),
+    Table("ccf_llm/figure4", "t-SNE of aligned CF, LLM and fused item embeddings"),
+)

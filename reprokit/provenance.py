@@ -1,0 +1,90 @@
+"""Where, when and with what a run was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import reprokit
+
+
+def provenance(started: float) -> dict[str, Any]:
+    """Facts of a run that began at `started` (Unix seconds) and ends now."""
+    facts: dict[str, Any] = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "peak_memory": peak_memory(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        **environment(),
+    }
+    if "torch" in sys.modules:
+        import torch
+
+        facts["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            facts["device"] = torch.cuda.get_device_name()
+    return facts
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit; the same for all runs of a process."""
+    versions = {}
+    for package in ("torch", "accelerate", "numpy", "scipy", "scikit-learn", "polars"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "reprokit": reprokit.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def commit() -> str:
+    """The checkout's commit, with `-dirty` where files differ from it; "" outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

@@ -1,0 +1,105 @@
+"""Identity of a run, and the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reprokit.datasets import DataError
+from reprokit.runs import Result, Run, Store, atomic, setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    lr: float = setting(0.1, "a test")
+
+
+RUN = Run("paper", "mf", "ml-1m", Settings(), 0, "f00d")
+RESULT = Result({"test/auc": 0.75}, {"test/scores": np.array([0.5, 0.25], np.float32)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"system": "other"},
+        {"dataset": "amazon-book"},
+        {"settings": Settings(lr=0.2)},
+        {"seed": 1},
+        {"fingerprint": "beef"},
+        {"revision": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_decides_the_outcome_decides_the_identity(change: dict[str, object]):
+    assert dataclasses.replace(RUN, **change).id != RUN.id  # type: ignore[arg-type]
+    assert dataclasses.replace(RUN).id == RUN.id
+
+
+def test_a_result_comes_back_as_it_was_saved(tmp_path: Path):
+    store = Store(tmp_path)
+    assert store.load(RUN) is None
+    store.save(RUN, RESULT, {"seconds": 2.0})
+    stored = store.load(RUN)
+    assert stored is not None
+    assert stored["metrics"] == {"test/auc": 0.75}
+    assert stored["run"]["settings"] == {"lr": 0.1}
+    np.testing.assert_array_equal(
+        store.predictions(RUN)["test/scores"], RESULT.predictions["test/scores"]
+    )
+
+
+def test_saving_removes_the_checkpoint_and_discarding_removes_everything(tmp_path: Path):
+    store = Store(tmp_path)
+    store.folder.mkdir()
+    store.path(RUN, ".ckpt.safetensors").write_bytes(b"x")
+    store.save(RUN, RESULT, {"seconds": 2.0})
+    assert not store.path(RUN, ".ckpt.safetensors").exists()
+    store.discard(RUN)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_the_same_result_is_the_same_bytes(tmp_path: Path):
+    for name in ("a", "b"):
+        Store(tmp_path / name).save(RUN, RESULT, {"seconds": 2.0})
+    for suffix in (".json", ".npz"):
+        one, other = (Store(tmp_path / name).path(RUN, suffix).read_bytes() for name in ("a", "b"))
+        assert one == other
+
+
+def test_a_damaged_or_foreign_result_is_an_error_that_names_the_file(tmp_path: Path):
+    store = Store(tmp_path)
+    store.save(RUN, RESULT, {"seconds": 2.0})
+    path = store.path(RUN)
+    stored = json.loads(path.read_text())
+    stored["run"]["seed"] = 7
+    path.write_text(json.dumps(stored))
+    with pytest.raises(DataError, match="describes another run"):
+        store.load(RUN)
+    path.write_text("{")
+    with pytest.raises(DataError, match="is not a result file"):
+        store.load(RUN)
+
+
+def test_a_file_being_written_never_shows_half(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as file:
+        file.write("new, but ")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_time_of_finished_seeds_forecasts_the_next(tmp_path: Path):
+    store = Store(tmp_path)
+    assert store.seconds_of_siblings(RUN) is None
+    for seed, seconds in ((1, 2.0), (2, 4.0)):
+        store.save(dataclasses.replace(RUN, seed=seed), RESULT, {"seconds": seconds})
+    other = dataclasses.replace(RUN, seed=3, settings=Settings(lr=0.5))
+    store.save(other, RESULT, {"seconds": 100.0})
+    assert store.seconds_of_siblings(RUN) == 3.0
