@@ -1,0 +1,423 @@
+"""What a person types: parse, call, print. Everything heavy is imported by the command that needs
+it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from reprokit.download import FileStatus
+    from reprokit.reproduce import Outcome, Plan
+
+EXAMPLES = """examples:
+  python -m reprokit reproduce table3            every paper's Table 3 on synthetic data, no network
+  python -m reprokit reproduce ccf_llm/table3 --preset small --dataset ml-1m --row MF
+  python -m reprokit show ccf_llm/table3         the published numbers
+  python -m reprokit data fetch ml-1m            download and verify a data set
+
+exit status: 0 all cells made; 1 a run failed; 2 the request or its input was wrong;
+             3 finished, with cells left empty for a stated reason"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = Parser(
+        prog="reprokit",
+        description="Regenerate the tables of four recommender papers, beside the printed numbers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from reprokit import __version__
+
+    parser.add_argument("--version", action="version", version=f"reprokit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="results (default: results)",
+    )
+    data_dir = argparse.ArgumentParser(add_help=False)
+    data_dir.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("REPROKIT_DATA", "data")),
+        metavar="DIR",
+        help="data sets (default: $REPROKIT_DATA, else ./data)",
+    )
+    offline = argparse.ArgumentParser(add_help=False)
+    offline.add_argument(
+        "--offline", action="store_true", help="make any use of the network an error"
+    )
+
+    commands.add_parser(
+        "list", parents=[out], help="tables and figures: what is built, what is done"
+    ).set_defaults(run=list_targets)
+
+    show = commands.add_parser("show", help="print a published table")
+    show.add_argument("targets", nargs="+", metavar="TARGET")
+    show.set_defaults(run=show_targets)
+
+    make = commands.add_parser(
+        "reproduce",
+        parents=[data_dir, out, offline],
+        help="regenerate tables",
+        description="TARGET: table3 (every paper's Table 3), ccf_llm, ccf_llm/table3, all.",
+        epilog="Finished runs are kept and never repeated; a killed command goes on from there. "
+        "On several processes: accelerate launch -m reprokit reproduce ...",
+    )
+    make.add_argument("targets", nargs="+", metavar="TARGET")
+    make.add_argument(
+        "--preset",
+        default="demo",
+        help="demo (default): synthetic data, a minute; small: real data, small models; paper: "
+        "the paper's scale",
+    )
+    make.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only this row: its label, or a part of it (repeatable; sanity rows always run)",
+    )
+    make.add_argument(
+        "--dataset", default="", metavar="NAME", help="only the cells of this data set"
+    )
+    make.add_argument(
+        "--seeds",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="runs per cell (default: the paper's)",
+    )
+    make.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SYSTEM.KEY=VALUE",
+        help="change a setting, such as mf.lr=0.01 (repeatable)",
+    )
+    make.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print each run with time, memory and disk; start nothing",
+    )
+    make.add_argument(
+        "--fresh", action="store_true", help="forget the finished runs of this request first"
+    )
+    make.add_argument(
+        "--shard",
+        type=shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="only every N-th run, from the I-th on",
+    )
+    make.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="time between checkpoints of a run (default: 20); changes no result",
+    )
+    make.set_defaults(run=reproduce_targets)
+
+    data = commands.add_parser("data", help="list, check, fetch and count data sets")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser(
+        "list", parents=[data_dir], help="the data sets, their size and licence"
+    ).set_defaults(run=data_list)
+    check = actions.add_parser(
+        "check", parents=[data_dir], help="compare files with the publisher's"
+    )
+    check.add_argument("names", nargs="+", metavar="NAME")
+    check.set_defaults(run=data_check)
+    fetch = actions.add_parser(
+        "fetch", parents=[data_dir, offline], help="download, resume, verify"
+    )
+    fetch.add_argument("names", nargs="+", metavar="NAME")
+    fetch.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="take files fetched by hand from DIR",
+    )
+    fetch.set_defaults(run=data_fetch)
+    stats = actions.add_parser(
+        "stats", parents=[data_dir], help="count a data set beside what is printed of it"
+    )
+    stats.add_argument("names", nargs="+", metavar="NAME")
+    stats.set_defaults(run=data_stats)
+    return parser
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
+    return int(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(
+            f"expected I/N with 1 <= I <= N, such as 2/4, got '{text}'"
+        )
+    return int(index), int(count)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Wrong requests end with one line on standard
+    error."""
+    options = build_parser().parse_args(arguments)
+    options.typed = sys.argv[1:] if arguments is None else list(arguments)
+    if getattr(options, "offline", False):
+        close_network()
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print(
+            "reprokit: stopped; finished runs are kept, the same command goes on from here",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ValueError as error:
+        from reprokit.datasets import DataError
+        from reprokit.reproduce import RequestError
+
+        if not isinstance(error, RequestError | DataError):
+            raise
+        print(f"reprokit: {error}", file=sys.stderr)
+        return 2
+
+
+def close_network() -> None:
+    """`--offline`: connecting anywhere but to this machine raises."""
+    import socket
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
+            raise ConnectionRefusedError(f"--offline: connection to {host} refused")
+        connect(self, address)  # type: ignore[arg-type]
+
+    socket.socket.connect = guarded  # type: ignore[method-assign,assignment]
+
+
+# --- tables -------------------------------------------------------------------------------------
+def list_targets(options: argparse.Namespace) -> int:
+    from reprokit.reproduce import PAPERS, progress_of
+    from reprokit.tables import grid
+
+    rows = [("Target", "Title", "Data sets", "Rows built", "Done")]
+    for paper in PAPERS.values():
+        for table in paper.TABLES:
+            if table.is_figure:
+                built = "not built yet"
+            else:
+                built = f"{len(table.rows)} of {len(table.published.rows)}"
+                built += f" + {len(table.sanity)} ours" if table.sanity else ""
+            done = progress_of(options.out, table)
+            rows.append((table.id, table.title, ", ".join(table.datasets), built, done))
+    print(grid(rows))
+    return 0
+
+
+def show_targets(options: argparse.Namespace) -> int:
+    from reprokit.reproduce import resolve
+    from reprokit.tables import to_text
+
+    for table in resolve(options.targets):
+        print(f"{table.id}: {table.title}\n")
+        print(
+            "a figure: the paper prints no numbers\n" if table.is_figure else to_text(table) + "\n"
+        )
+    return 0
+
+
+def reproduce_targets(options: argparse.Namespace) -> int:
+    from reprokit import reproduce
+
+    request = reproduce.Request(
+        targets=tuple(options.targets),
+        preset=options.preset,
+        rows=tuple(options.row),
+        dataset=options.dataset,
+        seeds=options.seeds,
+        overrides=tuple(options.set),
+        data_dir=options.data_dir,
+        out=options.out,
+        shard=options.shard,
+        fresh=options.fresh,
+        checkpoint_seconds=options.checkpoint_seconds,
+        command="python -m reprokit " + shlex.join(options.typed),
+    )
+    planned = reproduce.plan(request)
+    if options.dry_run:
+        print_forecast(planned)
+        return 0
+    outcome = reproduce.execute(planned)
+    if int(os.environ.get("RANK", 0)):
+        return 0  # one process writes and prints
+    return report(planned, outcome)
+
+
+def report(planned: Plan, outcome: Outcome) -> int:
+    """Print every table as it was written, then what is missing and where the files are."""
+    from reprokit import reproduce
+    from reprokit.tables import reasons, to_grid
+
+    rendered, status = reproduce.assemble(planned, outcome)
+    for one in rendered:
+        print(f"\n{one.table.id}: {one.table.title}")
+        print("ours ± spread (published); (ours) marks sanity rows that the paper lacks\n")
+        print(to_grid(one))
+        for reason, mark in reasons(one).items():
+            print(f"[{mark}] {reason}")
+        for note in one.notes:
+            print(f"note: {note}")
+    for table in planned.tables:
+        if table.is_figure:
+            print(f"\n{table.id}: {table.title}: not built yet")
+    request = planned.request
+    if request.preset == "demo" and rendered:
+        print(
+            "\nSynthetic data and small models: these numbers are not comparable with the papers'."
+        )
+    folders = dict.fromkeys(str(reproduce.folder_of(planned, one.table)) for one in rendered)
+    print(f"\nRuns: {outcome.executed} made, {outcome.cached} kept, {len(outcome.failed)} failed.")
+    if folders:
+        print(f"CSV, Markdown, comparison and provenance: {', '.join(folders)}")
+    if status == reproduce.INCOMPLETE:
+        print("Some requested cells are empty for the reasons above: exit status 3.")
+    return status
+
+
+def print_forecast(planned: Plan) -> None:
+    from reprokit.reproduce import forecast
+    from reprokit.tables import grid
+
+    lines = forecast(planned)
+    rows = [("Run", "State", "Time", "Memory", "Disk", "Download")]
+    for line in lines:
+        time = (
+            "0 s"
+            if line.cached
+            else f"{'about' if line.measured else 'at most'} {line.seconds:,.0f} s"
+        )
+        rows.append(
+            (
+                line.run.title,
+                "kept" if line.cached else "to make",
+                time,
+                f"{line.estimate.memory / 1e9:.1f} GB",
+                f"{line.estimate.disk / 1e6:.1f} MB",
+                "none",
+            )
+        )
+    print(grid(rows))
+    waiting = [line for line in lines if not line.cached]
+    print(
+        f"\n{len(waiting)} of {len(lines)} runs to make, together "
+        f"{sum(line.seconds for line in waiting):,.0f} s. 'about': measured with another seed; "
+        "'at most': every epoch used, on two CPU cores. Nothing was started."
+    )
+    for spot in planned.spots:
+        if spot.requested and not spot.runs and spot.reason and spot.row:
+            print(
+                f"cannot be made: {spot.table.id}, {spot.row.label}, {spot.column}: {spot.reason}"
+            )
+
+
+# --- data ---------------------------------------------------------------------------------------
+def data_list(options: argparse.Namespace) -> int:
+    from reprokit.datasets import DATASETS
+    from reprokit.download import megabytes
+    from reprokit.tables import grid
+
+    rows = [("Name", "Folder", "Here", "Download", "Licence", "Title")]
+    for one in DATASETS.values():
+        here = sum((options.data_dir / one.folder / file.path).is_file() for file in one.files)
+        size = (
+            megabytes(one.size) if one.size else ("by hand" if not one.archives else "size unknown")
+        )
+        rows.append(
+            (one.name, one.folder, f"{here}/{len(one.files)} files", size, one.licence, one.title)
+        )
+    print(grid(rows))
+    print(f"\nData directory: {options.data_dir}. Sources, terms and checksums: data/README.md")
+    return 0
+
+
+def data_check(options: argparse.Namespace) -> int:
+    """Exit status 0: all files are there and nothing speaks against them; 3: not so."""
+    from reprokit.download import check
+    from reprokit.tables import grid
+
+    rows: list[tuple[str, ...]] = [("File", "Present", "Size", "Checksum", "Note")]
+    fine = True
+    for name in options.names:
+        for status in check(name, options.data_dir):
+            rows.append(status_row(name, status))
+            fine &= status.ok
+    print(grid(rows))
+    return 0 if fine else 3
+
+
+def status_row(name: str, status: FileStatus) -> tuple[str, ...]:
+    words = {True: "as published", False: "differs", None: "not known"}
+    return (
+        f"{name}/{status.path}",
+        "yes" if status.present else "no",
+        words[status.size_ok] if status.present else "",
+        words[status.hash_ok] if status.present else "",
+        status.note,
+    )
+
+
+def data_fetch(options: argparse.Namespace) -> int:
+    from reprokit.download import fetch
+    from reprokit.progress import transfer
+
+    for name in options.names:
+        with transfer(name) as advance:
+            fetched = fetch(name, options.data_dir, options.source, advance, options.offline)
+        print(fetched.message)
+    return 0
+
+
+def data_stats(options: argparse.Namespace) -> int:
+    """Exit status 0 whatever the counts are: a difference is marked, not an error."""
+    from reprokit.counts import compare, count
+    from reprokit.tables import grid
+
+    for name in options.names:
+        rows = [("Statistic", "Counted", "Published", "Mark", "Published in")]
+        for statistic, counted, published, source, mark in compare(
+            name, count(name, options.data_dir)
+        ):
+            shown = "" if published is None else f"{published:,}"
+            rows.append((statistic, f"{counted:,}", shown, mark, source))
+        print(f"{name}\n\n{grid(rows)}\n")
+    return 0
