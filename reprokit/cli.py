@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ValueError as error:
         from reprokit.datasets import DataError
-        from reprokit.reproduce import RequestError
+        from reprokit.runs import RequestError
 
         if not isinstance(error, RequestError | DataError):
             raise

@@ -25,7 +25,17 @@ from reprokit.data import CLICK_DATA, fingerprint_click_data
 from reprokit.datasets import DATASETS, DataError
 from reprokit.progress import Progress
 from reprokit.provenance import provenance
-from reprokit.runs import PRESETS, Estimate, Job, Run, Store, System, atomic, write_json
+from reprokit.runs import (
+    PRESETS,
+    Estimate,
+    Job,
+    RequestError,
+    Run,
+    Store,
+    System,
+    atomic,
+    write_json,
+)
 from reprokit.tables import (
     Cell,
     Line,
@@ -43,10 +53,6 @@ PAPERS = {"ccf_llm": ccf_llm, "explainrec": explainrec, "llm_emf": llm_emf, "mmr
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 """Exit statuses: all cells made; a run failed; the request was wrong; cells left empty for a
 stated reason."""
-
-
-class RequestError(ValueError):
-    """What the user asked for cannot be: one line that says what, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def table_spots(
                 yield replace(spot, requested=asked_here and bool(row.base), blank=not row.base)
                 continue
             runs, missing = row_runs(table, row, dataset, request, overrides, sources)
-            reason = missing or ("" if asked_here else "not requested")
+            reason = missing if asked_here else "not requested"
             yield replace(spot, runs=runs, reason=reason, requested=asked_here)
 
 

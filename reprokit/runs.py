@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 PRESETS = ("demo", "small", "paper")
 
 
+class RequestError(ValueError):
+    """What the user asked for cannot be: one line that says what, and what to do."""
+
+
 def setting(default: Any, why: str) -> Any:
     """A field of a settings dataclass: its default and the reason for it, shown under the
     tables."""

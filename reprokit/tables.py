@@ -381,11 +381,13 @@ def to_markdown(rendered: Rendered) -> str:
 
 def verdicts(rendered: Rendered) -> str:
     rows = [("Row", "Column", "Ours", "Published", "Difference", "Verdict")]
+    judged = set()
     for line in rendered.lines:
         for column, cell, printed in columns_of(rendered, line):
             value = number(printed)
             if cell.values and value is not None:
                 decimals = rendered.table.published.decimals(column.name)
+                judged.add(column.name)
                 rows.append(
                     (
                         row_label(line.labels),
@@ -398,14 +400,12 @@ def verdicts(rendered: Rendered) -> str:
                 )
     if len(rows) == 1:
         return "No cell has both our number and a published one."
-    tolerances = sorted({column.tolerance for column in rendered.table.columns})
-    rule = ", ".join("equality" if value == 0 else f"{value:g}" for value in tolerances)
-    text = (
-        f"Reproduced means: within {rule} of print, or print within two standard deviations of "
-        "our mean."
-    )
-    if tolerances == [0]:
-        text = "Counts must be equal."
+    exact = [c.name for c in rendered.table.columns if c.tolerance == 0 and c.name in judged]
+    near = {c.definition: c.tolerance for c in rendered.table.columns if c.name in judged}
+    text = "Equal means equal to the last digit."
+    if len(exact) < len(judged):
+        rule = ", ".join(f"{name} within {value:g}" for name, value in near.items() if value)
+        text = f"Reproduced: {rule} of print, or print within two standard deviations of our mean."
     return grid(rows) + "\n\n" + text
 
 

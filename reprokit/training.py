@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from reprokit.progress import Progress
+from reprokit.runs import RequestError
 
 Batch = Callable[[np.ndarray], dict[str, Tensor]]
 """Row numbers (B,) -> the model's inputs, as CPU tensors with B rows each."""
@@ -48,8 +50,7 @@ Loss = Callable[..., Tensor]
 Predict = Callable[[Batch, int], np.ndarray]
 """predict(batch, rows) -> scores (rows,)."""
 
-# One file whatever the wrapper (plain, DDP, FSDP): names as in the bare model, frozen parameters
-# left out.
+# Names as in the bare model whatever wraps it; frozen parameters are left out.
 STATE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
 LOOSE = StateDictOptions(full_state_dict=True, strict=False)
 
@@ -105,7 +106,14 @@ def seed_everything(seed: int, *names: str | int) -> None:
 def make_accelerator() -> Accelerator:
     """The process's Accelerator: device, precision and processes as the user's launch
     configuration says."""
-    return Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise RequestError(
+            f"{kind.value} is not supported yet: every model built so far fits one device. "
+            "Launch with: accelerate launch --multi_gpu"
+        )
+    return accelerator
 
 
 def fit(
@@ -194,7 +202,7 @@ class Fitted:
 
 
 class Objective(nn.Module):
-    """A model and its loss as one module, so that DDP and FSDP see every forward pass."""
+    """A model and its loss as one module, so that DDP sees every forward pass."""
 
     def __init__(self, model: Any, loss: Loss) -> None:
         super().__init__()
@@ -289,11 +297,12 @@ class Loop:
         return bool(self.record.epochs) and self.epoch - 1 - self.record.best_epoch >= patience
 
     def due(self, saved: float, seconds: float) -> bool:
-        """Whether to write a checkpoint now; the first process decides for all."""
-        late = torch.tensor(
-            [float(time.monotonic() - saved >= seconds)], device=self.accelerator.device
-        )
-        return bool(self.accelerator.gather(late)[0])
+        """Whether to write a checkpoint now; with several processes the first decides for all."""
+        late = time.monotonic() - saved >= seconds
+        if self.accelerator.num_processes == 1:
+            return late
+        votes = self.accelerator.gather(torch.tensor([float(late)], device=self.accelerator.device))
+        return bool(votes[0])
 
     def end_epoch(self, metrics: dict[str, float], rows: int) -> None:
         mean_loss = float(self.accelerator.gather(self.loss_sum[None]).sum()) / rows
@@ -342,6 +351,7 @@ class Loop:
             os.close(handle)
             save_file(kept, part, metadata={"reprokit": json.dumps(header)})
             os.replace(part, self.checkpoint)
+        self.accelerator.wait_for_everyone()
 
     def resume(self, progress: Progress) -> None:
         """Continue from the checkpoint, where there is one that fits."""
@@ -397,9 +407,10 @@ def rng_state(device: torch.device) -> Tensor:
 
 def set_rng_state(state: Tensor, device: torch.device) -> None:
     size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size].cpu())
+    # Clones, because torch reads a view of a larger tensor from that tensor's start.
+    torch.set_rng_state(state[:size].cpu().clone())
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state[size:].cpu(), device)
+        torch.cuda.set_rng_state(state[size:].cpu().clone(), device)
 
 
 def finite(value: float, what: str) -> float:

@@ -36,6 +36,28 @@ def reprokit(*arguments: str | Path, **environment: str) -> subprocess.Completed
     )
 
 
+def launch(*command: str | Path, seconds: int = 240) -> subprocess.CompletedProcess[str]:
+    """Run a script or `-m module` in two processes, as `accelerate launch` starts them."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    options = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    more = [
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "--num_cpu_threads_per_process",
+        "1",
+    ]
+    return subprocess.run(
+        [*launcher, *options, *more, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=seconds,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
 @pytest.fixture
 def click_data() -> CTRData:
     """40 users, 30 items, 900 events: liked when user and item have the same parity, mostly."""

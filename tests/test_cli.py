@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, reprokit
+from conftest import ROOT, launch, reprokit
 
 from reprokit import cli
 
@@ -133,27 +132,6 @@ def test_killed_again_and_again_the_command_ends_with_the_same_bytes(tmp_path: P
 
 
 # --- several processes ----------------------------------------------------------------------------
-
-
-def launch(*command: str, seconds: int = 240) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    options = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    more = [
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-        "--num_cpu_threads_per_process",
-        "1",
-    ]
-    return subprocess.run(
-        [*launcher, *options, *more, *command],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=seconds,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def test_two_processes_give_the_scores_of_one_each_row_once_with_one_writer(tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import launch
 from torch import nn
 
 from reprokit import training
@@ -97,6 +98,27 @@ def test_a_run_killed_after_any_step_and_resumed_ends_with_the_same_bytes(
     assert -watch.left < 4 * 7  # it did not start over: 7 steps an epoch
     assert same(whole, resumed)
     assert fitted.record == again.record
+
+
+def test_two_processes_resume_exactly_too(tmp_path: Path):
+    script = tmp_path / "resume.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "import test_training as t\n"
+        "whole, fitted = t.train()\n"
+        f"path = Path({str(tmp_path / 'run.ckpt.safetensors')!r})\n"
+        "try: t.train(checkpoint=path, checkpoint_seconds=0, progress=t.KillAt(10))\n"
+        "except t.Killed: pass\n"
+        "watch = t.KillAt(0)\n"
+        "resumed, again = t.train(checkpoint=path, checkpoint_seconds=0, progress=watch)\n"
+        "assert any('resumed at epoch' in note for note in watch.notes), watch.notes\n"
+        "assert t.same(whole, resumed) and fitted.record == again.record\n"
+        "print('the same on process', fitted.accelerator.process_index)\n"
+    )
+    done = launch(script)
+    assert done.returncode == 0, done.stderr
+    assert "process 0" in done.stdout and "process 1" in done.stdout
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not():
