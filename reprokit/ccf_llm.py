@@ -203,8 +203,7 @@ def run_random(job: Job) -> Result:
 
 
 def run_like_rate(job: Job) -> Result:
-    """(positives + a m) / (rows + a) of the item in training, m the overall rate; users play no
-    part."""
+    """(positives + a m) / (rows + a) of the item in training, m the overall rate."""
     data = load_click_data(job.run.dataset, job.data_dir)
     train, weight = data.train, job.run.settings.smoothing
     rows = np.bincount(train.items, minlength=data.n_items)
@@ -251,8 +250,7 @@ def nothing_chosen() -> dict[str, Any]:
 def click_result(
     data: CTRData, score: Callable[[Rows], np.ndarray], selection: dict[str, Any]
 ) -> Result:
-    """Score validation and test, keep what every metric can be recomputed from, and compute
-    them."""
+    """Score validation and test once; keep ids, labels and scores beside the metrics."""
     predictions: dict[str, np.ndarray] = {}
     for name in ("valid", "test"):
         rows = data.split(name)
@@ -293,8 +291,7 @@ def any_user_has_both(users: np.ndarray, labels: np.ndarray) -> bool:
 
 # --- estimates: upper bounds on two CPU cores, from runs on one such machine --------------------
 def estimate_training(nanoseconds: float) -> Callable[[Any, Mapping[str, int]], Estimate]:
-    """Time per epoch, training row and vector dimension; memory for weights, gradient, Adam and
-    best state."""
+    """Time by epochs, rows and width; memory for weights, gradient, Adam and best state."""
 
     def estimate(settings: Any, sizes: Mapping[str, int]) -> Estimate:
         weights = 4 * settings.dim * (sizes["users"] + sizes["items"])

@@ -182,8 +182,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Wrong requests end with one line on standard
-    error."""
+    """Run a command and return its exit status; a wrong request ends with one line."""
     options = build_parser().parse_args(arguments)
     options.typed = sys.argv[1:] if arguments is None else list(arguments)
     if getattr(options, "offline", False):

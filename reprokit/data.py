@@ -97,8 +97,7 @@ class CTRData:
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
     def histories(self, rows: Rows, index: Ints, length: int) -> Ints:
-        """The last `length` earlier positives of each indexed row, left-padded with 0: (B,
-        length)."""
+        """The last earlier positives of the indexed rows, left-padded with 0: (B, length)."""
         end = rows.history_end[index, None]  # (B, 1)
         at = end - length + np.arange(length)  # (B, length), oldest first
         inside = at >= rows.history_start[index, None]
@@ -216,8 +215,7 @@ def ctr_split(
 
 
 def first_appearance(values: Ints) -> tuple[Ints, Ints]:
-    """Number values from 1 by first appearance: (original value of each number, numbers); number 0
-    is -1."""
+    """Number values from 1 by first appearance: (value of each number, -1 for 0; numbers)."""
     unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     number = np.empty(len(unique), np.int64)
@@ -283,8 +281,7 @@ def load_ml_1m(ratings: Path, movies: Path) -> CTRData:
 
 
 def load_amazon_book(reviews: Path, metadata: Path) -> CTRData:
-    """Amazon-Book (2018 release) as CoLLM splits it: calendar year 2017, five stars are
-    positive."""
+    """Amazon-Book (2018 release) as CoLLM splits it: the year 2017, five stars positive."""
     from reprokit.amazon import books_2017
 
     books = books_2017(reviews, metadata)

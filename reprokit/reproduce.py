@@ -136,8 +136,7 @@ class Plan:
 
 
 def plan(request: Request) -> Plan:
-    """Decide every run before anything is executed; whatever is wrong with the request is said
-    here."""
+    """Decide every run before anything is executed; what is wrong is said here."""
     if request.preset not in PRESETS:
         raise RequestError(
             f"unknown preset '{request.preset}'{did_you_mean(request.preset, PRESETS)} "
@@ -278,8 +277,7 @@ def differences(name: str, data_dir: Path) -> Iterator[str]:
 
 
 def pick_rows(texts: Sequence[str], tables: Sequence[Table]) -> set[tuple[str, str]]:
-    """Published rows by label: an exact match (any case), else every label that contains the
-    text."""
+    """Published rows by label: an exact match (any case), else all that contain the text."""
     labels = [(t.id, label) for t in tables if not t.is_figure for label in t.published.labels]
     picked: set[tuple[str, str]] = set()
     for text in texts:
@@ -404,8 +402,7 @@ def headline(metrics: Mapping[str, float]) -> str:
 
 
 def agree(wanted: Sequence[Run], waiting: Sequence[Run]) -> list[Run]:
-    """Every process executes what the first one found missing, whatever it saw in the store
-    itself."""
+    """Every process executes what the first one found missing in the store."""
     import torch
     from accelerate.utils import broadcast
 
@@ -429,8 +426,7 @@ class Forecast:
     cached: bool
     seconds: float
     measured: bool
-    """True where a finished run with another seed took this long; else an upper bound for two CPU
-    cores."""
+    """True: a finished run with another seed took this long. False: an upper bound."""
     estimate: Estimate
 
 

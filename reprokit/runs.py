@@ -40,8 +40,7 @@ class RequestError(ValueError):
 
 
 def setting(default: Any, why: str) -> Any:
-    """A field of a settings dataclass: its default and the reason for it, shown under the
-    tables."""
+    """A field of a settings dataclass: its default and the reason, shown under the tables."""
     return field(default=default, metadata={"why": why})
 
 

@@ -159,8 +159,7 @@ class Cell:
 
 
 def improvement(cell: Cell, base: Cell | None) -> Cell:
-    """RelaImpr of the mean AUC over the base row's mean AUC, as the paper computes it from its
-    printed means."""
+    """RelaImpr of the mean AUC over the base row's, as the paper computes it from means."""
     if not cell.values:
         return cell
     if base is None or not base.values:
@@ -306,8 +305,7 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_grid(rendered: Rendered) -> str:
-    """The table itself: each cell is ours, its spread over seeds, and the published number in
-    brackets."""
+    """The table itself: each cell is ours, its spread over seeds, and print in brackets."""
     published = rendered.table.published
     footnotes = reasons(rendered)
     rows = [list(published.header)]

@@ -69,8 +69,7 @@ class Fit:
     """Coupled L2 with "adam", decoupled with "adamw"."""
     optimizer: str = "adam"
     micro_batch: int = 0
-    """Rows held at once by one process; a larger share is accumulated, exactly. 0: the whole
-    share."""
+    """Rows held at once by one process, the rest accumulated exactly; 0: its whole share."""
     warmup: int = 0
     """Steps of linear warm-up."""
     schedule: str = "constant"
@@ -104,8 +103,7 @@ def seed_everything(seed: int, *names: str | int) -> None:
 
 
 def make_accelerator() -> Accelerator:
-    """The process's Accelerator: device, precision and processes as the user's launch
-    configuration says."""
+    """The process's Accelerator: device, precision, processes as the user launched them."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -187,8 +185,7 @@ class Fitted:
     record: Record
 
     def predict(self, batch: Batch, rows: int) -> np.ndarray:
-        """Scores of rows 0 .. rows - 1 in order, (rows,) float32; each is computed by one
-        process."""
+        """Scores of all rows in order, (rows,) float32; each is computed by one process."""
         share, _ = shares(np.arange(rows), self.accelerator)
         self.wrapped.eval()
         scores = []
