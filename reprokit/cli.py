@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from reprokit.download import FileStatus
-    from reprokit.reproduce import Outcome, Plan
+    from reprokit.plan import Plan
+    from reprokit.reproduce import Outcome
 
 EXAMPLES = """examples:
   python -m reprokit reproduce table3            every paper's Table 3 on synthetic data, no network
@@ -204,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, RequestError | DataError):
             raise
-        print(f"reprokit: {error}", file=sys.stderr)
+        if not int(os.environ.get("RANK", 0)):
+            print(f"reprokit: {error}", file=sys.stderr)
         return 2
 
 
@@ -226,7 +228,8 @@ def close_network() -> None:
 
 # --- tables -------------------------------------------------------------------------------------
 def list_targets(options: argparse.Namespace) -> int:
-    from reprokit.reproduce import PAPERS, progress_of
+    from reprokit.plan import PAPERS
+    from reprokit.reproduce import progress_of
     from reprokit.tables import grid
 
     rows = [("Target", "Title", "Data sets", "Rows built", "Done")]
@@ -244,7 +247,7 @@ def list_targets(options: argparse.Namespace) -> int:
 
 
 def show_targets(options: argparse.Namespace) -> int:
-    from reprokit.reproduce import resolve
+    from reprokit.plan import resolve
     from reprokit.tables import to_text
 
     for table in resolve(options.targets):
@@ -257,8 +260,9 @@ def show_targets(options: argparse.Namespace) -> int:
 
 def reproduce_targets(options: argparse.Namespace) -> int:
     from reprokit import reproduce
+    from reprokit.plan import Request, plan
 
-    request = reproduce.Request(
+    request = Request(
         targets=tuple(options.targets),
         preset=options.preset,
         rows=tuple(options.row),
@@ -269,33 +273,35 @@ def reproduce_targets(options: argparse.Namespace) -> int:
         out=options.out,
         shard=options.shard,
         fresh=options.fresh,
+        dry_run=options.dry_run,
         checkpoint_seconds=options.checkpoint_seconds,
         command="python -m reprokit " + shlex.join(options.typed),
     )
-    planned = reproduce.plan(request)
+    planned = plan(request)
     if options.dry_run:
         print_forecast(planned)
         return 0
     outcome = reproduce.execute(planned)
     if int(os.environ.get("RANK", 0)):
         return 0  # one process writes and prints
-    return report(planned, outcome)
+    status = report(planned, outcome)
+    # A launcher of several processes takes any status but 0 for a crash; the last line says it all.
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return 0 if launched and status == reproduce.INCOMPLETE else status
 
 
 def report(planned: Plan, outcome: Outcome) -> int:
     """Print every table as it was written, then what is missing and where the files are."""
     from reprokit import reproduce
-    from reprokit.tables import reasons, to_grid
+    from reprokit.tables import footnotes, to_grid
 
     rendered, status = reproduce.assemble(planned, outcome)
     for one in rendered:
         print(f"\n{one.table.id}: {one.table.title}")
         print("ours ± spread (published); (ours) marks sanity rows that the paper lacks\n")
         print(to_grid(one))
-        for reason, mark in reasons(one).items():
-            print(f"[{mark}] {reason}")
-        for note in one.notes:
-            print(f"note: {note}")
+        for note in (*footnotes(one), *(f"note: {note}" for note in one.notes)):
+            print(note)
     for table in planned.tables:
         if table.is_figure:
             print(f"\n{table.id}: {table.title}: not built yet")
@@ -314,27 +320,18 @@ def report(planned: Plan, outcome: Outcome) -> int:
 
 
 def print_forecast(planned: Plan) -> None:
+    from reprokit.plan import NOT_BUILT, downloads
     from reprokit.reproduce import forecast
     from reprokit.tables import grid
 
     lines = forecast(planned)
-    rows = [("Run", "State", "Time", "Memory", "Disk", "Download")]
+    rows = [("Run", "State", "Time", "Memory", "Disk")]
     for line in lines:
-        time = (
-            "0 s"
-            if line.cached
-            else f"{'about' if line.measured else 'at most'} {line.seconds:,.0f} s"
-        )
-        rows.append(
-            (
-                line.run.title,
-                "kept" if line.cached else "to make",
-                time,
-                f"{line.estimate.memory / 1e9:.1f} GB",
-                f"{line.estimate.disk / 1e6:.1f} MB",
-                "none",
-            )
-        )
+        kind = "about" if line.measured else "at most"
+        time = "0 s" if line.cached else f"{kind} {line.seconds:,.0f} s"
+        memory, disk = f"{line.estimate.memory / 1e9:.1f} GB", f"{line.estimate.disk / 1e6:.1f} MB"
+        state = "kept" if line.cached else "to make"
+        rows.append((line.run.title, state, time, memory, disk))
     print(grid(rows))
     waiting = [line for line in lines if not line.cached]
     print(
@@ -342,11 +339,10 @@ def print_forecast(planned: Plan) -> None:
         f"{sum(line.seconds for line in waiting):,.0f} s. 'about': measured with another seed; "
         "'at most': every epoch used, on two CPU cores. Nothing was started."
     )
-    for spot in planned.spots:
-        if spot.requested and not spot.runs and spot.reason and spot.row:
-            print(
-                f"cannot be made: {spot.table.id}, {spot.row.label}, {spot.column}: {spot.reason}"
-            )
+    print("Downloads needed first: " + ("; ".join(downloads(planned)) or "none") + ".")
+    missing = [spot for spot in planned.spots if spot.requested and spot.reason == NOT_BUILT]
+    if missing:
+        print(f"Cells that are not built yet: {len(missing)}.")
 
 
 # --- data ---------------------------------------------------------------------------------------

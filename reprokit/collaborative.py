@@ -112,7 +112,9 @@ class LightGCN(nn.Module):
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         user_vectors, item_vectors = self.vectors()
-        return (user_vectors[users] * item_vectors[items]).sum(-1)  # (B, D) -> (B,)
+        # F.embedding and not indexing: the gradient of an index adds rows in any order.
+        product = F.embedding(users, user_vectors) * F.embedding(items, item_vectors)
+        return product.sum(-1)  # (B, D) -> (B,)
 
 
 def normalised_graph(

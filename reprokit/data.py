@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -123,9 +123,8 @@ def month(year: int, number: int) -> int:
     return int(np.datetime64(f"{year:04d}-{number:02d}-01", "s").astype(np.int64))
 
 
-# The window behind CCF-LLM's Table 1: ten, five and five calendar months. The
-# text says
-# "the 20 most recent months"; February 2003, the last month of the file, must be left out.
+# The window behind CCF-LLM's Table 1: ten, five and five calendar months. The text says "the 20
+# most recent months"; February 2003, the last month of the file, must be left out.
 ML_1M_WINDOW = (month(2001, 6), month(2002, 4), month(2002, 9), month(2003, 2))
 
 
@@ -266,6 +265,9 @@ def first_fault(path: Path) -> str:
 def read_ml_1m_movies(path: Path) -> Catalogue:
     """`movies.dat` of MovieLens-1M: MovieID::Title::Genres, Latin-1."""
     rows = read_double_colon(path, 3)
+    for number, row in enumerate(rows, 1):
+        if not row[0].isdigit():
+            raise DataError(f"{path}, line {number}: '{row[0]}' is not a film id")
     return Catalogue(
         np.array([int(row[0]) for row in rows], np.int64),
         [row[1] for row in rows],
@@ -308,10 +310,10 @@ def demo(domain: int, name: str) -> CTRData:
 
 
 @dataclass(frozen=True)
-class ClickData:
-    """A click-through data set by name: where its files lie and how they are read."""
+class Source:
+    """A data set by name: where its files lie, how they are read, and how large it is."""
 
-    load: Callable[..., CTRData]
+    load: Callable[..., Any]
     """Takes the paths of `files`, in their order."""
     sizes: Mapping[str, int]
     """Users, items and training rows, for estimates before anything is read."""
@@ -319,52 +321,61 @@ class ClickData:
     """Name in `datasets.DATASETS`; empty for generated data."""
     files: tuple[str, ...] = ()
     """In the data set's folder; each may be packed with gzip."""
+    revision: int = 1
+    """Of the recipe that `load` follows: raised when a change moves a row."""
 
     @property
     def synthetic(self) -> bool:
         return not self.files
 
+    def paths(self, data_dir: Path) -> list[Path]:
+        """Raises DataError where a file is missing."""
+        return require(self.registered, data_dir, self.files) if self.files else []
+
+    def fingerprint(self, data_dir: Path, cache: Path | None = None, read: bool = True) -> str:
+        """A hash of the content and of the recipe's revision.
+
+        `cache` keeps the files' digests. With `read` off only they are used, and the fingerprint
+        of files that are not in it is empty.
+        """
+        if self.synthetic:
+            from reprokit.synthetic import default_digest
+
+            content = default_digest()
+        else:
+            content = fingerprint(self.paths(data_dir), cache, read)
+        text = f"{content}, recipe {self.revision}"
+        return hashlib.sha256(text.encode()).hexdigest() if content else ""
+
 
 CLICK_DATA = {
-    "ml-1m": ClickData(
+    "ml-1m": Source(
         load_ml_1m,
         {"users": 839, "items": 3256, "train": 33_891},
         registered="ml-1m",
         files=("ratings.dat", "movies.dat"),
     ),
-    "amazon-book": ClickData(
+    "amazon-book": Source(
         load_amazon_book,
         {"users": 22_967, "items": 34_154, "train": 727_463},
         registered="amazon-book",
         files=("Books_5.json", "meta_Books.json"),
     ),
-    "demo-ml-1m": ClickData(
-        lambda: demo(0, "demo-ml-1m"), {"users": 301, "items": 201, "train": 6_000}
+    "demo-ml-1m": Source(
+        lambda: demo(0, "demo-ml-1m"), {"users": 301, "items": 201, "train": 8_000}
     ),
-    "demo-amazon-book": ClickData(
-        lambda: demo(1, "demo-amazon-book"), {"users": 301, "items": 151, "train": 3_000}
+    "demo-amazon-book": Source(
+        lambda: demo(1, "demo-amazon-book"), {"users": 301, "items": 151, "train": 4_000}
     ),
 }
 """Each real data set has a synthetic one of the same shape, `demo-` before its name."""
 
 
 @lru_cache(maxsize=2)
-def load_click_data(name: str, data_dir: Path) -> CTRData:
-    """A data set by name, kept for the runs that follow."""
+def load_click_data(name: str, data_dir: Path, fingerprint: str = "") -> CTRData:
+    """A data set by name, kept for the runs that follow while its fingerprint is the same."""
     source = CLICK_DATA[name]
-    paths = require(source.registered, data_dir, source.files) if source.files else []
-    return source.load(*paths)
-
-
-def fingerprint_click_data(name: str, data_dir: Path, cache: Path) -> str:
-    """A hash of the data set's content: of its files, or of what is generated."""
-    source = CLICK_DATA[name]
-    if not source.synthetic:
-        return fingerprint(require(source.registered, data_dir, source.files), cache)
-    data = load_click_data(name, data_dir)
-    digest = hashlib.sha256()
-    for rows in (data.train, data.valid, data.test):
-        for column in (rows.users, rows.items, rows.labels, rows.times):
-            digest.update(np.ascontiguousarray(column).tobytes())
-    digest.update("\n".join(data.titles + data.genres).encode())
-    return digest.hexdigest()
+    try:
+        return source.load(*source.paths(data_dir))
+    except (OSError, EOFError) as error:
+        raise DataError(f"{name} in {data_dir} cannot be read: {error}") from None

@@ -178,12 +178,13 @@ def require(name: str, data_dir: Path, paths: Iterable[str]) -> list[Path]:
 
 
 # --- fingerprints -------------------------------------------------------------------------------
-def fingerprint(paths: Iterable[Path], cache: Path | None = None) -> str:
+def fingerprint(paths: Iterable[Path], cache: Path | None = None, read: bool = True) -> str:
     """SHA-256 over the sorted (name, SHA-256 of content) of some files, as 64 hex digits.
 
     Names are relative to the folder that all files share, so that a moved data directory keeps its
     fingerprint. `cache` is a JSON file of digests by absolute path, size and time of change: a
-    large file is read once. A missing or damaged cache is rebuilt.
+    large file is read once. A missing or damaged cache is rebuilt. With `read` off no file is read:
+    the result is empty where the cache does not have them all.
     """
     files = [Path(p).absolute() for p in paths]
     for path in files:
@@ -201,6 +202,8 @@ def fingerprint(paths: Iterable[Path], cache: Path | None = None) -> str:
         entry = known.get(str(path), {})
         sha256 = entry.get("sha256")
         if not isinstance(sha256, str) or any(entry.get(k) != v for k, v in key.items()):
+            if not read:
+                return ""
             sha256 = digest(path)
             known[str(path)] = {**key, "sha256": sha256}
             changed = True

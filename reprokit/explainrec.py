@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reprokit.data import ClickData
+from reprokit.data import Source
 from reprokit.runs import System
 from reprokit.tables import Table
 
-TITLE = "ExplainRec (arXiv 2511.14770): explanations, images and zero-shot transfer"
-DATASETS: Mapping[str, ClickData] = {}
+DATASETS: Mapping[str, Source] = {}
 SYSTEMS: Mapping[str, System] = {}
 TABLES = (
     Table("explainrec/table1", "Performance on MovieLens-25M and Amazon Movies"),

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reprokit.data import ClickData
+from reprokit.data import Source
 from reprokit.runs import System
 from reprokit.tables import Table
 
-TITLE = "LLM-EMF (arXiv 2506.17966): text, images and LLM knowledge across two domains"
-DATASETS: Mapping[str, ClickData] = {}
+DATASETS: Mapping[str, Source] = {}
 SYSTEMS: Mapping[str, System] = {}
 TABLES = (
     Table("llm_emf/table1", "Statistics of two cross-domain scenarios"),

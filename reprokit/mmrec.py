@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reprokit.data import ClickData
+from reprokit.data import Source
 from reprokit.runs import System
 from reprokit.tables import Table
 
-TITLE = "MMREC (arXiv 2408.04211): reviews and images through an LLM into DLRM"
-DATASETS: Mapping[str, ClickData] = {}
+DATASETS: Mapping[str, Source] = {}
 SYSTEMS: Mapping[str, System] = {}
 TABLES = (
     Table("mmrec/table1", "Best model on the training set", labels=3),

@@ -15,12 +15,12 @@ from typing import Any
 import reprokit
 
 
-def provenance(started: float) -> dict[str, Any]:
-    """Facts of a run that began at `started` (Unix seconds) and ends now."""
+def provenance(started: float, earlier: float = 0.0) -> dict[str, Any]:
+    """Facts of a run: begun at `started` (Unix seconds), `earlier` seconds spent before that."""
     facts: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
-        "peak_memory": peak_memory(),
+        "seconds": round(earlier + time.time() - started, 3),
+        "process_peak_memory": peak_memory(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         **environment(),
     }
@@ -28,8 +28,8 @@ def provenance(started: float) -> dict[str, Any]:
         import torch
 
         facts["threads"] = torch.get_num_threads()
-        if torch.cuda.is_available():
-            facts["device"] = torch.cuda.get_device_name()
+        facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    facts["precision"] = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return facts
 
 

@@ -2,15 +2,15 @@
 
 A run is (paper, system, data set, settings, seed), identified by a hash of exactly what decides
 its outcome, the fingerprint of the data included. The preset is not part of it: two presets that
-choose the same settings share the run, and so do all tables.
+choose the same settings share the run, and so do all tables. In the store:
 
-    runs/<id>.json               metrics, settings, what chose the model, provenance runs/<id>.npz
-    predictions: ids, labels and scores, from which every metric can be recomputed
-    runs/<id>.ckpt.safetensors   the state of an unfinished run runs/<id>.error.txt          the
-    traceback of a failed one
+- `runs/<id>.json`: metrics, settings, what chose the model, provenance, and its own digest.
+- `runs/<id>.npz`: predictions (ids, labels, scores); every metric can be recomputed from them.
+- `runs/<id>.ckpt.safetensors`: the state of an unfinished run.
+- `runs/<id>.error.txt`: the traceback of a failed one.
 
-A result counts once its JSON file stands; that file is written last, and every file is replaced as
-a whole.
+A result counts once its JSON file stands, which is written last, and only while both files are as
+they were written: a damaged result is made again, never believed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-
-from reprokit.datasets import DataError
 
 if TYPE_CHECKING:
     from reprokit.progress import Progress
@@ -76,8 +74,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+        return digest(self.identity)[:20]
 
     @property
     def title(self) -> str:
@@ -88,7 +85,7 @@ class Run:
 class Result:
     """What a run leaves."""
 
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     """By name, such as `test/auc`."""
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     """Aligned columns by `split/name`: publisher's ids, labels, scores."""
@@ -96,6 +93,10 @@ class Result:
     """What chose the model: always a validation metric, or the reason why nothing was chosen."""
     data: dict[str, Any] = field(default_factory=dict)
     """Counts of the data set as loaded."""
+    deviations: tuple[str, ...] = ()
+    """What keeps the numbers from being compared with print, such as a substitute backbone."""
+    earlier_seconds: float = 0.0
+    """Time spent by earlier starts of a resumed run."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ class System:
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ by data set."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings that differ by preset."""
+    """Settings that differ by preset; they win over the data set's."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why a data set or a preset has settings of its own."""
 
     def configure(self, dataset: str, preset: str, chosen: Mapping[str, Any]) -> Any:
         """Defaults, then the data set's, the preset's, and the user's settings."""
@@ -131,49 +134,71 @@ class System:
             **{**self.tuned.get(dataset, {}), **self.presets.get(preset, {}), **chosen}
         )
 
+    def origin(self, name: str, dataset: str, preset: str, chosen: Mapping[str, Any]) -> str:
+        """Where a setting's value comes from; empty for its default."""
+        if name in chosen:
+            return "set by you"
+        for key, special in ((preset, self.presets), (dataset, self.tuned)):
+            if name in special.get(key, {}):
+                return f"for {key}: {self.reasons[key]}"
+        return ""
+
 
 class Store:
     """Finished runs in a folder; every method is safe beside other processes."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "runs"
+        self.damaged: dict[str, str] = {}
+        """By run id: why a result that stands is not believed."""
 
     def path(self, run: Run, suffix: str = ".json") -> Path:
         return self.folder / f"{run.id}{suffix}"
 
     def load(self, run: Run) -> dict[str, Any] | None:
-        """The stored result, or None. A file that is not this run's is an error, not a miss."""
+        """The stored result; None where there is none, or none to believe (see `damaged`)."""
         path = self.path(run)
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            claimed = stored.pop("digest")
+            if claimed != digest(stored) or stored["id"] != run.id:
+                raise ValueError("its content is not what was written")
+            if stored["predictions"]["sha256"]:
+                with self.path(run, ".npz").open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != stored["predictions"]["sha256"]:
+                    raise ValueError("its predictions are not what was written")
+        except FileNotFoundError as error:
+            if path.is_file():
+                self.damaged[run.id] = f"{error.filename} is missing"
             return None
-        except ValueError as error:
-            raise DataError(
-                f"{path} is not a result file ({error}). Delete it and run again"
-            ) from None
-        if stored.get("run") != run.identity:
-            raise DataError(f"{path} describes another run. Delete it and run again")
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self.damaged[run.id] = f"{path}: {error}"
+            return None
         return stored
 
     def save(self, run: Run, result: Result, provenance: dict[str, Any]) -> None:
+        sha256 = ""
         if result.predictions:
-            with atomic(self.path(run, ".npz"), "wb") as file:
-                np.savez_compressed(file, **result.predictions)  # type: ignore[arg-type]
-        write_json(
-            self.path(run),
-            {
-                "id": run.id,
-                "run": run.identity,
-                "metrics": result.metrics,
-                "selection": result.selection,
-                "data": result.data,
-                "predictions": sorted(result.predictions),
-                "provenance": provenance,
-            },
-        )
+            with replacing(self.path(run, ".npz")) as part:
+                with part.open("wb") as file:
+                    np.savez_compressed(file, **result.predictions)  # type: ignore[arg-type]
+                with part.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        content = {
+            "id": run.id,
+            "run": run.identity,
+            "metrics": result.metrics,
+            "selection": result.selection,
+            "deviations": list(result.deviations),
+            "data": result.data,
+            "predictions": {"columns": sorted(result.predictions), "sha256": sha256},
+            "provenance": provenance,
+        }
+        write_json(self.path(run), {**content, "digest": digest(content)})
         for suffix in (".ckpt.safetensors", ".error.txt"):
             self.path(run, suffix).unlink(missing_ok=True)
+        self.sweep(run)
 
     def predictions(self, run: Run) -> dict[str, np.ndarray]:
         with np.load(self.path(run, ".npz"), allow_pickle=False) as file:
@@ -182,34 +207,59 @@ class Store:
     def discard(self, run: Run) -> None:
         for suffix in (".json", ".npz", ".ckpt.safetensors", ".error.txt"):
             self.path(run, suffix).unlink(missing_ok=True)
+        self.sweep(run)
+
+    def sweep(self, run: Run) -> None:
+        """Remove what a killed process left half-written."""
+        for part in self.folder.glob(f".{run.id}.*.part"):
+            part.unlink(missing_ok=True)
 
     def seconds_of_siblings(self, run: Run) -> float | None:
         """Median time of finished runs that differ from this one in the seed alone."""
-        wanted = {**run.identity, "seed": None}
+        wanted = canonical({**run.identity, "seed": None})
         times = []
         for path in self.folder.glob("*.json"):
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if {**stored["run"], "seed": None} == wanted:
-                times.append(stored["provenance"]["seconds"])
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                if canonical({**stored["run"], "seed": None}) == wanted:
+                    times.append(float(stored["provenance"]["seconds"]))
+            except (ValueError, TypeError, LookupError):
+                continue  # a damaged result forecasts nothing; `load` deals with it
         return float(np.median(times)) if times else None
 
 
+def canonical(value: Any) -> str:
+    """One text for equal values, tuples and lists alike."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
 @contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name only once it is whole."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path whose file takes the place of `path` once it is whole and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
     try:
-        with os.fdopen(handle, mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
+        yield part
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        part.chmod(0o644)
+        part.replace(path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[str]]:
+    """Open a text file that appears under its name only once it is whole."""
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def write_json(path: Path, value: Any) -> None:

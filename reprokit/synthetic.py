@@ -28,10 +28,12 @@ One seed feeds many named streams, so a change in one part leaves the draws of t
 About six float64 arrays of (n_users, n_items) are held while a world is made; one stays in `Truth`.
 """
 
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -619,3 +621,16 @@ def restaurant_photos(world: World, pics: Sequence[str]) -> NDArray[np.uint8]:
 def oracle(world: World) -> Floats:
     """The mean utility of each event, the best score that there is. For tests only."""
     return world.truth.mean
+
+
+@cache
+def default_digest() -> str:
+    """A hash of all that the default world holds: the fingerprint of the demo data sets."""
+    world = make_world(Config())
+    digest = hashlib.sha256(repr((world.config, reviews(world))).encode())
+    for part in (world.users, world.items, world.events):
+        for column in part:
+            content = column.tobytes() if isinstance(column, np.ndarray) else repr(column).encode()
+            digest.update(content)
+    digest.update(images(world).tobytes())
+    return digest.hexdigest()

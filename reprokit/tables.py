@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,14 @@ class Column:
 
     name: str
     metric: str
-    """Name in a run's metrics, or `rela_impr` of the row's AUC over its base row's."""
+    """Name in a run's metrics; `{part}` stands for the row's part."""
     dataset: str = ""
     """Empty where the row names the data set."""
+    system: str = ""
+    """Where columns and not rows name the system."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    base_column: str = ""
+    """Makes this column the RelaImpr of that one over the base row."""
     tolerance: float = 0.01
     """Largest difference from print that counts as reproduced; 0 asks for equality."""
     definition: str = ""
@@ -41,12 +46,17 @@ class Row:
 
     label: str
     """The published labels joined by " / "."""
-    system: str
+    system: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = ""
+    part: str = ""
+    """Fills `{part}` of the columns' metrics, such as the domain that a row is about."""
     base: str = ""
     """Label of the row that RelaImpr compares with."""
+    best_of: tuple[str, ...] = ()
+    """Labels of rows; this row repeats the one with the best `Table.choose` on its data set."""
     note: str = ""
+    """Printed under the table."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ class Table:
     labels: int = 1
     """Number of label columns of the published CSV."""
     seeds: int = 5
+    choose: str = "valid/auc"
+    """Validation metric by which a best-of row chooses; the mean over seeds, higher is better."""
     protocol: tuple[tuple[str, str], ...] = ()
     """What was measured and how: (topic, text)."""
     open_points: tuple[str, ...] = ()
@@ -144,9 +156,19 @@ class Cell:
     """Our side of one cell: one value per finished seed, or the reason why there is none."""
 
     values: tuple[float, ...] = ()
+    text: str = ""
+    """For a cell of words."""
     reason: str = ""
-    blank_in_print: bool = False
+    blank: bool = False
     """The paper prints nothing here and nothing is missing."""
+    unlike: str = ""
+    """Why the value cannot be compared with print: other data, settings or backbones."""
+    derived: bool = False
+    """Computed from other cells; those are judged."""
+
+    @property
+    def made(self) -> bool:
+        return bool(self.values or self.text)
 
     @property
     def mean(self) -> float:
@@ -158,13 +180,14 @@ class Cell:
         return stdev(self.values) if len(self.values) > 1 else None
 
 
-def improvement(cell: Cell, base: Cell | None) -> Cell:
+def improvement(cell: Cell, base: Cell) -> Cell:
     """RelaImpr of the mean AUC over the base row's, as the paper computes it from means."""
     if not cell.values:
         return cell
-    if base is None or not base.values:
+    if not base.values:
         return Cell(reason="the base row has no value")
-    return Cell(values=(rela_impr(cell.mean, base.mean),))
+    unlike = cell.unlike or base.unlike
+    return Cell(values=(rela_impr(cell.mean, base.mean),), unlike=unlike, derived=True)
 
 
 @dataclass(frozen=True)
@@ -177,6 +200,8 @@ class Line:
     printed: tuple[str, ...]
     """The published strings; empty for our own rows."""
     ours: bool = False
+    note: str = ""
+    """Marks the row with a star, and stands under the table."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +211,6 @@ class Rendered:
     table: Table
     lines: tuple[Line, ...]
     preset: str
-    comparable: bool
-    """False where data, backbones or sizes are not the paper's: no verdict is given."""
     seeds: int
     command: str
     notes: tuple[str, ...] = ()
@@ -195,19 +218,23 @@ class Rendered:
     """(system, setting, value, reason)."""
 
 
-def verdict(cell: Cell, printed: str, tolerance: float, comparable: bool) -> str:
-    """One word or two: how our cell stands to the published one.
+def verdict(cell: Cell, printed: str, tolerance: float) -> str:
+    """How our cell stands to the published one, in a word or two.
 
     `equal` (counts), `reproduced`: within the tolerance, or print within two standard deviations
-    of our mean; `differs` otherwise; `not comparable`, `not printed` and `empty` say why there is
-    nothing to judge.
+    of our mean; `differs` otherwise. `not comparable`, `derived`, `not printed` and `empty` say why
+    there is nothing to judge.
     """
-    if cell.blank_in_print:
+    if cell.blank:
         return "not printed"
-    if not cell.values:
+    if not cell.made:
         return "empty"
-    if not comparable:
+    if cell.unlike:
         return "not comparable"
+    if cell.derived:
+        return "derived"
+    if cell.text:
+        return "equal" if cell.text == printed else "differs"
     value = number(printed)
     if value is None:
         return "not printed"
@@ -215,6 +242,13 @@ def verdict(cell: Cell, printed: str, tolerance: float, comparable: bool) -> str
     if tolerance == 0:
         return "equal" if gap == 0 else "differs"
     return "reproduced" if gap <= max(tolerance, 2 * (cell.std or 0.0)) else "differs"
+
+
+def shown(cell: Cell, decimals: int) -> str:
+    """Our value as the CSV has it; empty where there is none."""
+    if cell.values:
+        return fixed(cell.mean, decimals)
+    return cell.text
 
 
 def number(text: str) -> float | None:
@@ -231,59 +265,55 @@ def fixed(value: float, decimals: int) -> str:
 def to_csv(rendered: Rendered) -> str:
     """Ours in the published shape: same header, rows and order; the mean over seeds, or nothing."""
     published = rendered.table.published
-    rows = []
-    for line in rendered.lines:
-        if not line.ours:
-            values = [
-                fixed(cell.mean, published.decimals(name)) if cell.values else ""
-                for name, cell in zip(
-                    published.header[published.n_labels :], line.cells, strict=True
-                )
-            ]
-            rows.append([*line.labels, *values])
+    names = published.header[published.n_labels :]
+    rows = [
+        [*line.labels]
+        + [shown(c, published.decimals(n)) for n, c in zip(names, line.cells, strict=True)]
+        for line in rendered.lines
+        if not line.ours
+    ]
     return csv_text([list(published.header), *rows])
+
+
+COMPARE = "row,column,published,mean,std,n,difference,verdict,reason"
 
 
 def to_compare_csv(rendered: Rendered) -> str:
     """Long form: one line per cell, our own rows included."""
-    header = [
-        *("row", "column", "published", "mean", "std", "n"),
-        *("difference", "verdict", "reason"),
-    ]
-    rows = []
+    rows = [COMPARE.split(",")]
+    for line, column, cell, printed in spread(rendered):
+        value = number(printed)
+        difference = f"{cell.mean - value:+.4g}" if cell.values and value is not None else ""
+        rows.append(
+            [
+                row_label(line.labels),
+                column.name,
+                printed,
+                f"{cell.mean:.6g}" if cell.values else cell.text,
+                "" if cell.std is None else f"{cell.std:.3g}",
+                str(len(cell.values)),
+                difference,
+                "ours" if line.ours else verdict(cell, printed, column.tolerance),
+                cell.reason or cell.unlike,
+            ]
+        )
+    return csv_text(rows)
+
+
+def spread(rendered: Rendered) -> Iterator[tuple[Line, Column, Cell, str]]:
+    """Every cell with its line, its column and the published string."""
     for line in rendered.lines:
         for column, cell, printed in columns_of(rendered, line):
-            value = number(printed)
-            has = bool(cell.values)
-            rows.append(
-                [
-                    row_label(line.labels),
-                    column.name,
-                    printed,
-                    f"{cell.mean:.6g}" if has else "",
-                    "" if cell.std is None else f"{cell.std:.3g}",
-                    str(len(cell.values)),
-                    f"{cell.mean - value:+.4g}" if has and value is not None else "",
-                    "ours" if line.ours else verdict_of(rendered, column, cell, printed),
-                    cell.reason,
-                ]
-            )
-    return csv_text([header, *rows])
+            yield line, column, cell, printed
 
 
-def columns_of(rendered: Rendered, line: Line) -> list[tuple[Column, Cell, str]]:
+def columns_of(rendered: Rendered, line: Line) -> Iterator[tuple[Column, Cell, str]]:
+    """The cells of a line with their columns and the published strings."""
     published = rendered.table.published
     declared = {column.name: column for column in rendered.table.columns}
     names = published.header[published.n_labels :]
-    printed = line.printed or ("",) * len(names)
-    return [
-        (declared.get(name, Column(name, "")), cell, text)
-        for name, cell, text in zip(names, line.cells, printed, strict=True)
-    ]
-
-
-def verdict_of(rendered: Rendered, column: Column, cell: Cell, printed: str) -> str:
-    return verdict(cell, printed, column.tolerance, rendered.comparable)
+    for name, cell, text in zip(names, line.cells, line.printed or ("",) * len(names), strict=True):
+        yield declared.get(name, Column(name, "")), cell, text
 
 
 def csv_text(rows: list[list[str]]) -> str:
@@ -306,26 +336,19 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 def to_grid(rendered: Rendered) -> str:
     """The table itself: each cell is ours, its spread over seeds, and print in brackets."""
-    published = rendered.table.published
-    footnotes = reasons(rendered)
+    published, marks = rendered.table.published, reasons(rendered)
     rows = [list(published.header)]
     for line in rendered.lines:
-        cells = []
+        first = line.labels[0] + (" (ours)" if line.ours else "") + (" *" if line.note else "")
+        rows.append([first, *line.labels[1:]])
         for column, cell, printed in columns_of(rendered, line):
             decimals = published.decimals(column.name)
-            if cell.values:
-                text = fixed(cell.mean, decimals)
-                if cell.std is not None:
-                    text += f" ± {fixed(cell.std, decimals)}"
-            elif cell.blank_in_print:
-                text = ""
-            else:
-                text = f"[{footnotes[cell.reason]}]"
-            cells.append(f"{text} ({printed})" if printed else text)
-        labels = [*line.labels]
-        if line.ours:
-            labels[0] += " (ours)"
-        rows.append([*labels, *cells])
+            text = shown(cell, decimals)
+            if cell.std is not None:
+                text += f" ± {fixed(cell.std, decimals)}"
+            if not cell.made and not cell.blank:
+                text = f"[{marks[cell.reason]}]"
+            rows[-1].append(f"{text} ({printed})" if printed else text)
     return grid(rows)
 
 
@@ -334,33 +357,37 @@ def reasons(rendered: Rendered) -> dict[str, int]:
     found: dict[str, int] = {}
     for line in rendered.lines:
         for cell in line.cells:
-            if not cell.values and not cell.blank_in_print:
+            if not cell.made and not cell.blank:
                 found.setdefault(cell.reason, len(found) + 1)
     return found
+
+
+def footnotes(rendered: Rendered) -> list[str]:
+    """What stands right under the table: why cells are empty, and what marks a row."""
+    lines = [f"[{mark}] {reason}" for reason, mark in reasons(rendered).items()]
+    lines += [f"* {row_label(line.labels)}: {line.note}" for line in rendered.lines if line.note]
+    return lines
 
 
 def to_markdown(rendered: Rendered) -> str:
     """The table with everything a reader needs to judge it."""
     table = rendered.table
     parts = [f"# {table.id}: {table.title}"]
-    if not rendered.comparable:
+    if rendered.preset == "demo":
         parts.append(
             "**These numbers are not comparable with the paper's**: the `demo` preset runs small "
             "models on synthetic data. Use `--preset small` or `--preset paper` for real data."
         )
-    several = (
-        f"mean ± standard deviation over {rendered.seeds} seeds"
-        if rendered.seeds > 1
-        else "one seed"
-    )
+    several = f"mean ± standard deviation over {rendered.seeds} seeds"
+    several = several if rendered.seeds > 1 else "one seed"
     parts.append(
         f"Each cell: ours ({several}), the published number in brackets. Preset "
         f"`{rendered.preset}`."
     )
     parts.append(to_grid(rendered))
-    if empty := reasons(rendered):
-        parts.append("\n".join(f"[{mark}] {reason}  " for reason, mark in empty.items()))
-    if rendered.comparable:
+    if notes := footnotes(rendered):
+        parts.append("\n".join(note.replace("* ", "\\* ", 1) + "  " for note in notes))
+    if rendered.preset != "demo":
         parts.append(verdicts(rendered))
     if any(line.ours for line in rendered.lines):
         parts.append("Rows marked (ours) are sanity checks that the paper does not print.")
@@ -378,33 +405,25 @@ def to_markdown(rendered: Rendered) -> str:
 
 
 def verdicts(rendered: Rendered) -> str:
+    """Every cell that has both our number and a published one, and the rule that judges it."""
     rows = [("Row", "Column", "Ours", "Published", "Difference", "Verdict")]
-    judged = set()
-    for line in rendered.lines:
-        for column, cell, printed in columns_of(rendered, line):
-            value = number(printed)
-            if cell.values and value is not None:
-                decimals = rendered.table.published.decimals(column.name)
-                judged.add(column.name)
-                rows.append(
-                    (
-                        row_label(line.labels),
-                        column.name,
-                        fixed(cell.mean, decimals),
-                        printed,
-                        f"{cell.mean - value:+.{decimals}f}",
-                        verdict_of(rendered, column, cell, printed),
-                    )
-                )
+    judged: dict[str, float] = {}
+    for line, column, cell, printed in spread(rendered):
+        value = number(printed)
+        if not cell.values or value is None:
+            continue
+        decimals = rendered.table.published.decimals(column.name)
+        word = verdict(cell, printed, column.tolerance)
+        ours, gap = fixed(cell.mean, decimals), f"{cell.mean - value:+.{decimals}f}"
+        rows.append((row_label(line.labels), column.name, ours, printed, gap, word))
+        judged[column.definition or column.name] = column.tolerance
     if len(rows) == 1:
         return "No cell has both our number and a published one."
-    exact = [c.name for c in rendered.table.columns if c.tolerance == 0 and c.name in judged]
-    near = {c.definition: c.tolerance for c in rendered.table.columns if c.name in judged}
-    text = "Equal means equal to the last digit."
-    if len(exact) < len(judged):
-        rule = ", ".join(f"{name} within {value:g}" for name, value in near.items() if value)
-        text = f"Reproduced: {rule} of print, or print within two standard deviations of our mean."
-    return grid(rows) + "\n\n" + text
+    near = ", ".join(f"{name} within {value:g}" for name, value in judged.items() if value)
+    rule = "Equal: the same count."
+    if near:
+        rule = f"Reproduced: {near} of print, or print within two standard deviations of our mean."
+    return grid(rows) + "\n\n" + rule
 
 
 def protocol(rendered: Rendered) -> str:
@@ -412,12 +431,10 @@ def protocol(rendered: Rendered) -> str:
     used = dict.fromkeys(column.definition for column in table.columns if column.definition)
     lines = [f"- **{topic}**: {text}" for topic, text in table.protocol]
     lines += [f"- **Metric {name}**: {METRICS[name]}" for name in used]
-    if table.columns:
-        last = rendered.seeds - 1
+    if rendered.seeds > 1:
         lines.append(
-            "- **Seeds**: "
-            + (f"0 to {last}; " if last else "0; ")
-            + "a seed decides initial weights, the order of rows and dropout, never the split."
+            f"- **Seeds**: 0 to {rendered.seeds - 1}; a seed decides initial weights, the order of "
+            "rows and dropout, never the split."
         )
     lines += [f"- **Note**: {note}" for note in rendered.notes]
     return "\n".join(lines)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -29,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -41,7 +39,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from reprokit.progress import Progress
-from reprokit.runs import RequestError
+from reprokit.runs import RequestError, replacing
 
 Batch = Callable[[np.ndarray], dict[str, Tensor]]
 """Row numbers (B,) -> the model's inputs, as CPU tensors with B rows each."""
@@ -111,6 +109,11 @@ def make_accelerator() -> Accelerator:
             f"{kind.value} is not supported yet: every model built so far fits one device. "
             "Launch with: accelerate launch --multi_gpu"
         )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise RequestError(
+            "gradient accumulation of the launch configuration would change the experiment: set "
+            "it to 1; batches too large for the device are split by the loop itself"
+        )
     return accelerator
 
 
@@ -172,6 +175,7 @@ def fit(
                 saved = time.monotonic()
         loop.end_epoch(evaluate(fitted.predict), rows)
     loop.restore_best()
+    fitted.earlier_seconds = loop.earlier_seconds
     return fitted
 
 
@@ -183,6 +187,8 @@ class Fitted:
     wrapped: nn.Module
     eval_batch: int
     record: Record
+    earlier_seconds: float = 0.0
+    """Time spent by earlier starts of a resumed run."""
 
     def predict(self, batch: Batch, rows: int) -> np.ndarray:
         """Scores of all rows in order, (rows,) float32; each is computed by one process."""
@@ -289,6 +295,8 @@ class Loop:
         self.epoch = self.step = 0
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.best: dict[str, Tensor] = {}
+        self.started = time.monotonic()
+        self.earlier_seconds = 0.0
 
     def stopped(self, patience: int) -> bool:
         return bool(self.record.epochs) and self.epoch - 1 - self.record.best_epoch >= patience
@@ -338,35 +346,30 @@ class Loop:
             "groups": optimizer["param_groups"],
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             "processes": self.accelerator.num_processes,
+            "seconds": self.earlier_seconds + time.monotonic() - self.started,
         }
         if self.accelerator.is_main_process and self.checkpoint:
-            kept = {
-                name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-            }
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self.checkpoint.parent, suffix=".part")
-            os.close(handle)
-            save_file(kept, part, metadata={"reprokit": json.dumps(header)})
-            os.replace(part, self.checkpoint)
+            kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            with replacing(self.checkpoint) as part:
+                save_file(kept, part, metadata={"reprokit": json.dumps(header)})
         self.accelerator.wait_for_everyone()
 
     def resume(self, progress: Progress) -> None:
-        """Continue from the checkpoint, where there is one that fits."""
+        """Continue from the checkpoint; one that does not fit is said and left alone."""
         if self.checkpoint is None or not self.checkpoint.is_file():
             return
-        with safe_open(self.checkpoint, framework="pt") as file:
-            header = json.loads(file.metadata()["reprokit"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["processes"] != self.accelerator.num_processes:
-            progress.note(
-                f"the checkpoint was written by {header['processes']} processes, this run has "
-                f"{self.accelerator.num_processes}: starting the run again"
-            )
+        try:
+            with safe_open(self.checkpoint, framework="pt") as file:
+                header = json.loads(file.metadata()["reprokit"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self.check(header, tensors)
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+            progress.note(f"the checkpoint cannot be used ({error}): starting the run again")
             return
 
         def part(prefix: str) -> dict[str, Any]:
             return {
-                name[len(prefix) :]: value
+                name.removeprefix(prefix): value
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
@@ -387,11 +390,21 @@ class Loop:
         self.best = part("best/")
         vars(self.record).update(header["record"])
         self.epoch, self.step = header["epoch"], header["step"]
-        self.loss_sum += tensors["loss_sum"][self.accelerator.process_index].to(self.loss_sum)
-        set_rng_state(
-            tensors["generators"][self.accelerator.process_index], self.accelerator.device
-        )
+        self.earlier_seconds = header["seconds"]
+        mine = self.accelerator.process_index
+        self.loss_sum += tensors["loss_sum"][mine].to(self.loss_sum)
+        set_rng_state(tensors["generators"][mine], self.accelerator.device)
         progress.note(f"resumed at epoch {self.epoch + 1}, step {self.step}")
+
+    def check(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError where a checkpoint is not of this model or of these processes."""
+        count = self.accelerator.num_processes
+        if header["processes"] != count:
+            raise ValueError(f"it was written by {header['processes']} processes, now {count}")
+        ours = {f"model/{name}": value.shape for name, value in self.model_state().items()}
+        theirs = {name: value.shape for name, value in tensors.items() if name.startswith("model/")}
+        if ours != theirs:
+            raise ValueError("its parameters are not this model's")
 
 
 def rng_state(device: torch.device) -> Tensor:

@@ -101,34 +101,53 @@ def test_data_stats_marks_what_differs(tmp_path: Path, capsys: pytest.CaptureFix
     assert "100,836" in shown and "differs" in shown
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "reprokit", "reproduce", "ccf_llm/table3", "--out", str(out)]
-    rows = ["--row", "SASRec", "--row", "MF", "--dataset", "ml-1m", "--seeds", "2", *more]
+    rows = ["--row", "SASRec", "--row", "LightGCN", "--dataset", "ml-1m", "--seeds", "1"]
+    # LightGCN at a size where torch works on several threads.
+    short = ["--set", "sasrec.max_epochs=5", "--set", "lightgcn.max_epochs=5"]
+    wide = ["--set", "lightgcn.dim=64", "--set", "lightgcn.batch_size=2048"]
     return subprocess.Popen(
-        command + rows, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, *rows, *short, *wide, *more],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def test_killed_again_and_again_the_command_ends_with_the_same_bytes(tmp_path: Path):
-    slow = ("--set", "sasrec.max_epochs=6")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, *slow).wait(timeout=300) == 0
-    kills = 0
-    for seen in ("runs/*.json", "runs/*.ckpt.safetensors", "runs/.*.part", ""):
-        process = start(killed, "--checkpoint-seconds", "0", *slow)
+    assert start(whole).wait(timeout=300) == 0
+    # At the first checkpoint, at the next one, and once a run is finished.
+    for seen in ("runs/*.ckpt.safetensors", "runs/*.ckpt.safetensors", "runs/*.json"):
+        process = start(killed, "--checkpoint-seconds", "0")
+        known = {path: path.stat().st_mtime_ns for path in killed.glob(seen)}
         limit = time.monotonic() + 60
-        known = len(list(killed.glob(seen))) if seen else 0
-        while process.poll() is None and time.monotonic() < limit:
-            if seen and len(list(killed.glob(seen))) > known:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
+        while {p: p.stat().st_mtime_ns for p in killed.glob(seen)} == known:
+            assert process.poll() is None and time.monotonic() < limit, "it ended before the kill"
             time.sleep(0.002)
-        process.wait(timeout=300)
-    assert process.returncode == 0
-    assert kills >= 2
-    name = "demo/ccf_llm/table3.csv"
-    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    last = start(killed, "--checkpoint-seconds", "0")
+    assert last.wait(timeout=300) == 0
+    for name in ("demo/ccf_llm/table3.csv", "demo/ccf_llm/table3.compare.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert not list((killed / "runs").glob(".*.part"))
+    for path in (whole / "runs").glob("*.npz"):
+        assert path.read_bytes() == (killed / "runs" / path.name).read_bytes()
+
+
+def test_a_resumed_run_says_so(tmp_path: Path):
+    process = start(tmp_path, "--checkpoint-seconds", "0")
+    while not list(tmp_path.glob("runs/*.ckpt.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    again = start(tmp_path)
+    _, said = again.communicate(timeout=300)
+    assert "resumed at epoch" in said
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -150,6 +169,12 @@ def test_two_processes_give_the_scores_of_one_each_row_once_with_one_writer(tmp_
                 one[f"{split}/scores"], two[f"{split}/scores"], rtol=0, atol=1e-5
             )
     assert len(list((tmp_path / "one/runs").glob("*.npz"))) == 4
+
+
+def test_under_a_launcher_cells_that_are_not_built_are_not_a_crash(tmp_path: Path):
+    done = launch("-m", "reprokit", "reproduce", "mmrec/table1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "not built yet" in done.stdout and "exit status 3" in done.stdout
 
 
 def test_a_process_that_fails_ends_the_command_with_its_message(tmp_path: Path):

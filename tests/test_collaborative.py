@@ -71,6 +71,21 @@ def test_lightgcn_gradients_equal_those_of_dense_propagation():
     torch.testing.assert_close(model.nodes.weight.grad, e0.grad)
 
 
+def test_the_gradient_of_a_large_batch_is_the_same_bytes_every_time():
+    """Indexing instead of an embedding look-up adds a repeated row's gradients in any order."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = LightGCN(50, 60, 64, 0.1, 2, rng.integers(0, 50, 500), rng.integers(0, 60, 500))
+    users, items = torch.randint(0, 50, (4096,)), torch.randint(0, 60, (4096,))
+    labels = torch.randint(0, 2, (4096,))
+    gradients = []
+    for _ in range(10):
+        model.zero_grad()
+        pointwise(model, labels, users=users, items=items).mean().backward()
+        gradients.append(model.nodes.weight.grad.clone())
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
 def test_a_node_without_edges_keeps_its_start_over_layers_plus_one():
     model, _ = lightgcn()
     torch.testing.assert_close(model.propagate()[2], model.nodes.weight[2] / 3)

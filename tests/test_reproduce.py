@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from reprokit import ccf_llm, reproduce
+from reprokit.data import Source
 from reprokit.datasets import DataError
-from reprokit.reproduce import DONE, FAILED, INCOMPLETE, Request, RequestError, plan, resolve
-from reprokit.runs import Job, Result, Store
+from reprokit.plan import Request, downloads, pick_rows, plan, resolve
+from reprokit.reproduce import DONE, FAILED, INCOMPLETE
+from reprokit.runs import Job, RequestError, Result, Store
+from reprokit.tables import Row
 
 
 def request(out: Path, *targets: str, **chosen: Any) -> Request:
@@ -57,8 +60,12 @@ def test_table3_means_every_papers_table_3():
         ({"overrides": ("mf.lr",)}, "expected system.key=value"),
         ({"overrides": ("mff.lr=1",)}, "no system 'mff'. Did you mean 'mf'"),
         ({"overrides": ("mf.lrr=1",)}, "mf has no setting 'lrr'. Did you mean 'lr'"),
-        ({"overrides": ("mf.dim=ten",)}, "expected int"),
-        ({"overrides": ("mf.dim=-1",)}, "dim must be positive"),
+        ({"overrides": ("mf.dim=ten",)}, "'ten' is not of type int"),
+        ({"overrides": ("sasrec.heads=3",)}, "heads must divide dim"),
+        ({"overrides": ("sasrec.dropout=1.5",)}, "dropout is out of range"),
+        ({"overrides": ("mf.lr=nan",)}, "lr is out of range"),
+        ({"overrides": ("mf.lr=1",), "targets": ("ccf_llm/table1",)}, "no system 'mf'"),
+        ({"overrides": ("mf.dim=-1",)}, "settings of mf on ml-1m: dim is out of range, got -1"),
     ],
 )
 def test_a_wrong_request_says_what_and_what_to_do(
@@ -79,7 +86,7 @@ def test_data_that_only_some_cells_need_leave_those_empty_with_the_reason(tmp_pa
     (folder / "ratings.dat").write_text("1::1::5::994556598\n")
     (folder / "movies.dat").write_text("1::A::B\n")
     planned = plan(request(tmp_path, preset="small", data_dir=tmp_path))
-    reasons = {spot.reason for spot in planned.spots if spot.column == "Amazon-Book AUC"}
+    reasons = {spot.reason for spot in planned.spots if spot.name == "Amazon-Book AUC"}
     assert any("Books_5.json" in reason and "missing" in reason for reason in reasons)
     assert all(run.dataset == "ml-1m" for run in planned.wanted)
 
@@ -93,9 +100,60 @@ def test_files_of_another_size_than_published_are_noted(tmp_path: Path):
     assert "publisher's file 24,594,131" in planned.notes["ml-1m"][0]
 
 
+def write_ml_1m(folder: Path, users: int = 5) -> None:
+    """Events of every user in each of the three windows."""
+    folder.mkdir(exist_ok=True)
+    times = (994_556_598, 1_020_000_000, 1_034_000_000)
+    lines = [
+        f"{user}::{1 + (user + at) % 3}::{5 if (user + at) % 2 else 2}::{time + user}"
+        for user in range(1, users + 1)
+        for at, time in enumerate(times)
+    ]
+    (folder / "ratings.dat").write_text("\n".join(lines) + "\n")
+    (folder / "movies.dat").write_text("1::A::X\n2::B::Y\n3::C::Z\n")
+
+
+def test_data_that_changed_between_two_commands_of_one_process_are_read_again(tmp_path: Path):
+    wanted = request(tmp_path, "ccf_llm/table1", preset="small", dataset="ml-1m", data_dir=tmp_path)
+    for users in (5, 9):
+        write_ml_1m(tmp_path / "ml-1m", users)
+        make(wanted)
+        with (tmp_path / "small/ccf_llm/table1.csv").open() as file:
+            assert next(csv.DictReader(file))["User"] == str(users + 1)
+
+
+def test_data_outside_the_request_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_ml_1m(tmp_path / "ml-1m")
+    (tmp_path / "amazon-2018").mkdir()
+    for name in ("Books_5.json", "meta_Books.json"):
+        (tmp_path / "amazon-2018" / name).write_text("")
+    read: list[str] = []
+    real = Source.fingerprint
+
+    def watched(self: Any, data_dir: Path, cache: Path | None = None, read_it: bool = True) -> str:
+        if read_it:
+            read.append(self.registered)
+        return real(self, data_dir, cache, read_it)
+
+    monkeypatch.setattr(Source, "fingerprint", watched)
+    plan(request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path))
+    assert read == ["ml-1m"]
+
+
+def test_a_dry_run_lists_what_to_download_and_writes_nothing(tmp_path: Path):
+    wanted = request(tmp_path, preset="small", data_dir=tmp_path, dry_run=True)
+    planned = plan(wanted)
+    assert downloads(planned)[0].startswith("ml-1m (6 MB): python -m reprokit data fetch")
+    assert len(downloads(planned)) == 2
+    write_ml_1m(tmp_path / "ml-1m")
+    planned = plan(wanted)
+    assert len(downloads(planned)) == 1 and planned.wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["ml-1m"]
+
+
 def test_a_row_is_picked_by_its_exact_label_else_by_a_part_of_it(tmp_path: Path):
     def labels(*texts: str) -> set[str]:
-        return {label for _, label in reproduce.pick_rows(texts, resolve(["ccf_llm/table3"]))}
+        return {label for _, label in pick_rows(texts, resolve(["ccf_llm/table3"]))}
 
     assert labels("mf") == {"MF"}
     assert labels("collm (") == {"CoLLM (MF)", "CoLLM (LightGCN)", "CoLLM (SASRec)", "CoLLM (Best)"}
@@ -109,8 +167,10 @@ def test_settings_of_the_user_change_the_run_and_show_in_the_table(tmp_path: Pat
     ids = [{run.id for run in one.wanted if run.system == "mf"} for one in (plain, changed)]
     assert not ids[0] & ids[1]
     run = next(run for run in changed.wanted if run.system == "mf")
-    lines = {name: (value, why) for _, name, value, why in reproduce.describe(run)}
-    assert lines["dim"][0] == "4" and "default 256" in lines["dim"][1]
+    lines = {name: (value, why) for _, name, value, why in reproduce.describe(changed, run)}
+    assert lines["dim"] == ("4", "set by you")
+    assert lines["lr"] == ("0.01", "for demo: small, for a minute on a laptop")
+    assert lines["init_std"][1].startswith("open; unit-normal tables")
 
 
 def test_shards_split_the_runs_without_overlap(tmp_path: Path):
@@ -120,11 +180,12 @@ def test_shards_split_the_runs_without_overlap(tmp_path: Path):
     assert sum(map(len, parts)) == len(whole) == 44
 
 
-def test_presets_that_choose_the_same_settings_share_runs(tmp_path: Path):
-    """Identity is what decides the outcome: the preset's name is not part of it."""
-    system = ccf_llm.SYSTEMS["mf"]
+def test_a_preset_is_not_part_of_a_runs_identity():
+    """Two presets that choose the same settings share the run: identity is what decides."""
+    system = ccf_llm.SYSTEMS["bias-only"]
     small, paper = (system.configure("ml-1m", preset, {}) for preset in ("small", "paper"))
     assert small == paper
+    assert ccf_llm.SYSTEMS["sasrec"].configure("ml-1m", "paper", {}).max_epochs == 1000
 
 
 # --- execution ------------------------------------------------------------------------------------
@@ -171,6 +232,85 @@ def test_a_failed_run_leaves_the_others_and_is_tried_again(
     outcome, status = make(request(tmp_path, **QUICK))
     assert (outcome.executed, outcome.cached, status) == (1, 5, DONE)
     assert not list((tmp_path / "runs").glob("*.error.txt"))
+
+
+def test_a_damaged_result_is_made_again_and_never_believed(tmp_path: Path):
+    make(request(tmp_path, **QUICK))
+    before = files(tmp_path)
+    one, other, *_ = sorted((tmp_path / "runs").glob("*.json"))
+    one.write_text("[]")
+    other.with_suffix(".npz").write_bytes(b"cut")
+    outcome, status = make(request(tmp_path, **QUICK))
+    assert (outcome.executed, outcome.cached, status) == (2, 4, DONE)
+    assert files(tmp_path) == before
+
+
+def test_results_that_cannot_be_written_are_a_wrong_request(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"--out: .* cannot be written"):
+        make(request(tmp_path / "file" / "out", **QUICK))
+
+
+def test_a_file_that_cannot_be_read_ends_the_command_with_its_name(tmp_path: Path):
+    write_ml_1m(tmp_path / "ml-1m")
+    with (tmp_path / "ml-1m/movies.dat").open("a") as file:
+        file.write("x::D::W\n")
+    with pytest.raises(DataError, match=r"movies\.dat, line 4: 'x' is not a film id"):
+        make(request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path, rows=("MF",)))
+
+
+def test_a_metric_that_the_rows_do_not_allow_leaves_its_cell_empty_with_the_reason(tmp_path: Path):
+    folder = tmp_path / "ml-1m"
+    write_ml_1m(folder)
+    text = (folder / "ratings.dat").read_text()
+    (folder / "ratings.dat").write_text(text.replace("::2::1034", "::5::1034"))  # test: all liked
+    wanted = {"preset": "small", "dataset": "ml-1m", "data_dir": tmp_path, "rows": ("TallRec",)}
+    _, status = make(request(tmp_path, **wanted))
+    assert status == INCOMPLETE
+    assert "no test/auc" in (tmp_path / "small/ccf_llm/table3.md").read_text()
+
+
+def test_a_changed_setting_marks_its_row_and_gets_no_verdict(tmp_path: Path):
+    write_ml_1m(tmp_path / "ml-1m", users=60)
+    wanted = {"preset": "small", "dataset": "ml-1m", "data_dir": tmp_path, "rows": ("MF",)}
+    make(request(tmp_path, **wanted, seeds=1, overrides=("mf.dim=4", "mf.max_epochs=1")))
+    markdown = (tmp_path / "small/ccf_llm/table3.md").read_text()
+    assert "| MF * " in markdown
+    assert "MF: settings changed with --set: dim=4, max_epochs=1" in markdown
+    assert "reproduced" not in markdown.split("## Protocol")[0].split("Reproduced:")[0]
+    with (tmp_path / "small/ccf_llm/table3.compare.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert (row["verdict"], row["reason"]) == (
+        "not comparable",
+        "dim set to 4, max_epochs set to 1",
+    )
+
+
+def test_relaimpr_and_best_of_rows_are_made_from_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """CoLLM's rows stand in for systems that are not built, to try the frame."""
+    table = next(table for table in ccf_llm.TABLES if table.id == "ccf_llm/table3")
+    rows = (
+        Row("MF", "random"),
+        Row("CoLLM (MF)", "like-rate", base="MF"),
+        Row("CoLLM (LightGCN)", "bias-only", base="MF"),
+        Row("CoLLM (Best)", best_of=("CoLLM (MF)", "CoLLM (LightGCN)"), base="MF"),
+    )
+    changed = dataclasses.replace(table, rows=rows)
+    monkeypatch.setattr(ccf_llm, "TABLES", (changed,))
+    outcome, status = make(request(tmp_path, dataset="ml-1m", seeds=2, rows=("CoLLM (Best)",)))
+    assert (outcome.executed, status) == (4, DONE)  # what it chooses from and its base came along
+    with (tmp_path / "demo/ccf_llm/table3.compare.csv").open() as file:
+        found = {(row["row"], row["column"]): row for row in csv.DictReader(file)}
+    mean = {
+        label: float(found[label, "MovieLens-1M AUC"]["mean"]) for label in (r.label for r in rows)
+    }
+    assert mean["CoLLM (Best)"] == mean["CoLLM (LightGCN)"] != mean["CoLLM (MF)"]
+    gain = (mean["CoLLM (Best)"] - 0.5) / (mean["MF"] - 0.5) - 1
+    got = float(found["CoLLM (Best)", "MovieLens-1M RelaImpr"]["mean"])
+    assert got == pytest.approx(100 * gain, rel=1e-3)
+    assert found["CoLLM (Best)", "MovieLens-1M AUC"]["verdict"] == "not comparable"
 
 
 def test_rows_that_are_not_built_are_listed_and_never_invented(tmp_path: Path):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reprokit.datasets import DataError
 from reprokit.runs import Result, Run, Store, atomic, setting
 
 
@@ -53,12 +51,14 @@ def test_a_result_comes_back_as_it_was_saved(tmp_path: Path):
     )
 
 
-def test_saving_removes_the_checkpoint_and_discarding_removes_everything(tmp_path: Path):
+def test_saving_removes_what_a_killed_start_left_and_discarding_everything(tmp_path: Path):
     store = Store(tmp_path)
     store.folder.mkdir()
     store.path(RUN, ".ckpt.safetensors").write_bytes(b"x")
+    half = store.folder / f".{RUN.id}.ckpt.safetensors.x1y2.part"
+    half.write_bytes(b"half")
     store.save(RUN, RESULT, {"seconds": 2.0})
-    assert not store.path(RUN, ".ckpt.safetensors").exists()
+    assert not store.path(RUN, ".ckpt.safetensors").exists() and not half.exists()
     store.discard(RUN)
     assert list(store.folder.iterdir()) == []
 
@@ -71,18 +71,41 @@ def test_the_same_result_is_the_same_bytes(tmp_path: Path):
         assert one == other
 
 
-def test_a_damaged_or_foreign_result_is_an_error_that_names_the_file(tmp_path: Path):
+@pytest.mark.parametrize(
+    "damage", ["cut", "edited", "foreign", "no predictions", "other predictions"]
+)
+def test_a_damaged_result_is_named_and_not_believed(tmp_path: Path, damage: str):
     store = Store(tmp_path)
     store.save(RUN, RESULT, {"seconds": 2.0})
-    path = store.path(RUN)
-    stored = json.loads(path.read_text())
-    stored["run"]["seed"] = 7
-    path.write_text(json.dumps(stored))
-    with pytest.raises(DataError, match="describes another run"):
-        store.load(RUN)
-    path.write_text("{")
-    with pytest.raises(DataError, match="is not a result file"):
-        store.load(RUN)
+    path, predictions = store.path(RUN), store.path(RUN, ".npz")
+    if damage == "cut":
+        path.write_text(path.read_text()[:-20])
+    if damage == "edited":
+        path.write_text(path.read_text().replace("0.75", "0.95"))
+    if damage == "foreign":
+        other = dataclasses.replace(RUN, seed=7)
+        store.save(other, RESULT, {"seconds": 2.0})
+        path.write_bytes(store.path(other).read_bytes())
+    if damage == "no predictions":
+        predictions.unlink()
+    if damage == "other predictions":
+        predictions.write_bytes(predictions.read_bytes()[:-1])
+    assert store.load(RUN) is None
+    assert RUN.id in store.damaged[RUN.id]
+    store.save(RUN, RESULT, {"seconds": 2.0})
+    assert store.load(RUN) is not None
+
+
+def test_settings_that_hold_tuples_come_back(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Layers:
+        sizes: tuple[int, ...] = setting((64, 32), "a test")
+
+    run = dataclasses.replace(RUN, settings=Layers())
+    store = Store(tmp_path)
+    store.save(run, RESULT, {"seconds": 2.0})
+    assert store.load(run) is not None
+    assert store.seconds_of_siblings(dataclasses.replace(run, seed=9)) == 2.0
 
 
 def test_a_file_being_written_never_shows_half(tmp_path: Path):

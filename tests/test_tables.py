@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from reprokit.reproduce import PAPERS, all_tables
+from reprokit.plan import PAPERS, all_tables
 from reprokit.tables import (
     Cell,
     Line,
@@ -40,27 +40,27 @@ def test_declarations_name_what_exists(table: Table):
     assert len(set(labels)) == len(labels)  # a label names one row
     paper = PAPERS[table.paper]
     for row in (*table.rows, *table.sanity):
-        assert row.system in paper.SYSTEMS
+        assert row.system in paper.SYSTEMS or row.best_of or not row.system
         assert not row.base or row.base in labels
     for name in table.datasets:
         assert {name, f"demo-{name}"} <= set(paper.DATASETS)
 
 
-def rendered(comparable: bool = True) -> Rendered:
+def rendered(preset: str = "small", unlike: str = "") -> Rendered:
     """Table 3 with two rows made, the second one missing a cell."""
     published = TABLE3.published
-    empty, blank = Cell(reason="not built yet"), Cell(blank_in_print=True)
+    empty, blank = Cell(reason="not built yet"), Cell(blank=True)
     lines = []
     for at, row in enumerate(published.rows):
         cells = [empty if text else blank for text in row[1:]]
         if row[0] == "MF":
-            cells[0] = Cell(values=(0.64, 0.66, 0.65))
+            cells[0] = Cell(values=(0.64, 0.66, 0.65), unlike=unlike)
         if row[0] == "LightGCN":
-            cells[0], cells[2] = Cell(values=(0.7,)), Cell(reason=FAILURE)
+            cells[0], cells[2] = Cell(values=(0.7,), unlike=unlike), Cell(reason=FAILURE)
         lines.append(Line(row[:1], tuple(cells), row[1:]))
         assert at < 13
     lines.append(Line(("Random",), (Cell(values=(0.5,)), blank, blank, blank), (), ours=True))
-    return Rendered(TABLE3, tuple(lines), "small", comparable, 3, "python -m reprokit x")
+    return Rendered(TABLE3, tuple(lines), preset, 3, "python -m reprokit x")
 
 
 def test_our_csv_has_the_published_header_rows_order_and_digits():
@@ -103,10 +103,10 @@ def test_the_markdown_shows_ours_spread_published_reasons_and_the_protocol():
 
 
 def test_a_demo_table_says_that_it_is_not_comparable_and_gives_no_verdict():
-    text = to_markdown(rendered(comparable=False))
+    text = to_markdown(rendered("demo", "synthetic data"))
     assert "**These numbers are not comparable with the paper's**" in text
     assert "reproduced" not in text
-    assert "not comparable" in to_compare_csv(rendered(comparable=False))
+    assert "not comparable" in to_compare_csv(rendered("demo", "synthetic data"))
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,15 @@ def test_a_demo_table_says_that_it_is_not_comparable_and_gives_no_verdict():
     ],
 )
 def test_verdicts(values: tuple[float, ...], printed: str, tolerance: float, expected: str):
-    assert verdict(Cell(values=values), printed, tolerance, comparable=True) == expected
+    assert verdict(Cell(values=values), printed, tolerance) == expected
 
 
 def test_improvement_is_relative_to_the_base_row_and_needs_it():
     ours, base = Cell(values=(0.7315,)), Cell(values=(0.6482,))
     assert improvement(ours, base).mean == pytest.approx(56.21, abs=0.005)
     assert not improvement(ours, Cell(reason="failed")).values
-    assert improvement(ours, None).reason == "the base row has no value"
+    assert improvement(ours, Cell(reason="failed")).reason == "the base row has no value"
+    assert verdict(improvement(ours, base), "56.21", 0.01) == "derived"
 
 
 def test_grids_line_up_and_escape_bars():

@@ -100,6 +100,37 @@ def test_a_run_killed_after_any_step_and_resumed_ends_with_the_same_bytes(
     assert fitted.record == again.record
 
 
+@pytest.mark.parametrize("damage", ["cut", "other model"])
+def test_a_checkpoint_that_cannot_be_used_is_said_and_the_run_starts_again(
+    damage: str, tmp_path: Path
+):
+    whole, _ = train()
+    checkpoint = tmp_path / "run.ckpt.safetensors"
+    with pytest.raises(Killed):
+        other = MF if damage == "other model" else Dropped
+        sized = dataclasses.replace(SETTINGS, lr=0.1)
+        train(sized, other, checkpoint=checkpoint, checkpoint_seconds=0, progress=KillAt(5))
+    if damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:200])
+    else:
+        rename(checkpoint, "model.users.weight", "model.people.weight")
+    watch = KillAt(0)
+    again, _ = train(checkpoint=checkpoint, progress=watch)
+    assert "the checkpoint cannot be used" in watch.notes[0]
+    assert same(whole, again)
+
+
+def rename(checkpoint: Path, old: str, new: str) -> None:
+    """A checkpoint of a model whose parameter has another name."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(checkpoint, framework="pt") as file:
+        tensors = {name.replace(old, new): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    save_file(tensors, checkpoint, metadata=header)
+
+
 def test_two_processes_resume_exactly_too(tmp_path: Path):
     script = tmp_path / "resume.py"
     script.write_text(
