@@ -47,8 +47,8 @@ from reprokit.tables import (
     to_markdown,
 )
 
-DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
-"""Exit statuses: all cells made; a run failed; a wrong request; cells left empty for a reason."""
+DONE, FAILED, INCOMPLETE = 0, 1, 3
+"""Exit statuses: all cells made; a run failed; cells left empty. A wrong request ends with 2."""
 
 # --- execute --------------------------------------------------------------------------------------
 
@@ -185,12 +185,13 @@ class Forecast:
 
 def forecast(planned: Plan) -> list[Forecast]:
     store = Store(planned.request.out)
+    times = store.times()
     lines = []
     for run in planned.wanted:
         system: System = PAPERS[run.paper].SYSTEMS[run.system]
         source: Source = PAPERS[run.paper].DATASETS[run.dataset]
         estimate = system.estimate(run.settings, source.sizes)
-        measured = store.seconds_of_siblings(run)
+        measured = times.get(run.kind)
         cached = store.load(run) is not None and not planned.request.fresh
         seconds = estimate.seconds if measured is None else measured
         lines.append(Forecast(run, cached, seconds, measured is not None, estimate))

@@ -77,6 +77,11 @@ class Run:
         return digest(self.identity)[:20]
 
     @property
+    def kind(self) -> str:
+        """What runs that differ in the seed alone have in common."""
+        return canonical({**self.identity, "seed": None})
+
+    @property
     def title(self) -> str:
         return f"{self.paper} {self.system} on {self.dataset}, seed {self.seed}"
 
@@ -214,18 +219,17 @@ class Store:
         for part in self.folder.glob(f".{run.id}.*.part"):
             part.unlink(missing_ok=True)
 
-    def seconds_of_siblings(self, run: Run) -> float | None:
-        """Median time of finished runs that differ from this one in the seed alone."""
-        wanted = canonical({**run.identity, "seed": None})
-        times = []
+    def times(self) -> dict[str, float]:
+        """Median seconds of the finished runs of each kind: all that differ in the seed alone."""
+        found: dict[str, list[float]] = {}
         for path in self.folder.glob("*.json"):
             try:
                 stored = json.loads(path.read_text(encoding="utf-8"))
-                if canonical({**stored["run"], "seed": None}) == wanted:
-                    times.append(float(stored["provenance"]["seconds"]))
+                kind = canonical({**stored["run"], "seed": None})
+                found.setdefault(kind, []).append(float(stored["provenance"]["seconds"]))
             except (ValueError, TypeError, LookupError):
                 continue  # a damaged result forecasts nothing; `load` deals with it
-        return float(np.median(times)) if times else None
+        return {kind: float(np.median(seconds)) for kind, seconds in found.items()}
 
 
 def canonical(value: Any) -> str:

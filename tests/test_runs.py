@@ -105,7 +105,7 @@ def test_settings_that_hold_tuples_come_back(tmp_path: Path):
     store = Store(tmp_path)
     store.save(run, RESULT, {"seconds": 2.0})
     assert store.load(run) is not None
-    assert store.seconds_of_siblings(dataclasses.replace(run, seed=9)) == 2.0
+    assert store.times() == {dataclasses.replace(run, seed=9).kind: 2.0}
 
 
 def test_a_file_being_written_never_shows_half(tmp_path: Path):
@@ -120,9 +120,9 @@ def test_a_file_being_written_never_shows_half(tmp_path: Path):
 
 def test_time_of_finished_seeds_forecasts_the_next(tmp_path: Path):
     store = Store(tmp_path)
-    assert store.seconds_of_siblings(RUN) is None
+    assert store.times() == {}
     for seed, seconds in ((1, 2.0), (2, 4.0)):
         store.save(dataclasses.replace(RUN, seed=seed), RESULT, {"seconds": seconds})
     other = dataclasses.replace(RUN, seed=3, settings=Settings(lr=0.5))
     store.save(other, RESULT, {"seconds": 100.0})
-    assert store.seconds_of_siblings(RUN) == 3.0
+    assert store.times() == {RUN.kind: 3.0, other.kind: 100.0}
