@@ -348,12 +348,12 @@ def print_forecast(planned: Plan) -> None:
 # --- data ---------------------------------------------------------------------------------------
 def data_list(options: argparse.Namespace) -> int:
     from reprokit.datasets import DATASETS
-    from reprokit.download import megabytes
+    from reprokit.download import find, megabytes
     from reprokit.tables import grid
 
     rows = [("Name", "Folder", "Here", "Download", "Licence", "Title")]
     for one in DATASETS.values():
-        here = sum((options.data_dir / one.folder / file.path).is_file() for file in one.files)
+        here = sum(bool(find(options.data_dir / one.folder, file.path)) for file in one.files)
         size = (
             megabytes(one.size) if one.size else ("by hand" if not one.archives else "size unknown")
         )

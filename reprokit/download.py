@@ -74,7 +74,7 @@ def _alternative(path: str) -> str:
     return path.removesuffix(".gz") if path.endswith(".gz") else path + ".gz"
 
 
-def _find(folder: Path, path: str) -> Path | None:
+def find(folder: Path, path: str) -> Path | None:
     """The file itself, or the same name with or without .gz, or a first match of a pattern."""
     if "*" in path:
         return next((p for p in sorted(folder.glob(path)) if p.is_file()), None)
@@ -109,7 +109,7 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _status(folder: Path, file: File, record: Mapping[str, Mapping[str, object]]) -> FileStatus:
-    found = _find(folder, file.path)
+    found = find(folder, file.path)
     if found is None:
         return FileStatus(file.path, present=False, note="missing")
     if "*" in file.path:
@@ -160,7 +160,7 @@ def require(name: str, data_dir: Path, paths: Iterable[str]) -> list[Path]:
     folder = Path(data_dir) / one.folder
     found = []
     for path in paths:
-        at = _find(folder, path)
+        at = find(folder, path)
         if at is None:
             provided = {t for a in one.archives for t in a.targets} | {f.path for f in one.files}
             if one.archives and (path in provided or _alternative(path) in provided):
@@ -450,7 +450,7 @@ def _from_folder(
     zips: dict[Path, Archive] = {}
     missing = []
     for path, file in wanted.items():
-        at = next((found for place in places if (found := _find(place, path))), None)
+        at = next((found for place in places if (found := find(place, path))), None)
         archive = next((a for a in one.archives if a.members and path in a.targets), None)
         if at is not None and "*" in path:
             plan += [(p, File(p.name)) for p in sorted(at.parent.glob(path)) if p.is_file()]
