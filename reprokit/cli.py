@@ -7,9 +7,9 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from reprokit.download import FileStatus
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     offline = argparse.ArgumentParser(add_help=False)
     offline.add_argument(
-        "--offline", action="store_true", help="make any use of the network an error"
+        "--offline", action="store_true", help="make any connection to another machine an error"
     )
 
     commands.add_parser(
@@ -191,23 +191,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
-        print(
-            "reprokit: stopped; finished runs are kept, the same command goes on from here",
-            file=sys.stderr,
-        )
+        complain("stopped; what is finished is kept, and the same command goes on from here")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output is gone: end as a signal would
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
     except ValueError as error:
         from reprokit.datasets import DataError
         from reprokit.runs import RequestError
 
         if not isinstance(error, RequestError | DataError):
             raise
-        if not int(os.environ.get("RANK", 0)):
-            print(f"reprokit: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
+
+
+def complain(message: str) -> None:
+    """One line on standard error; from the second process on it says which one speaks."""
+    rank = int(os.environ.get("RANK", 0))
+    print(f"reprokit: {f'process {rank}: ' if rank else ''}{message}", file=sys.stderr)
 
 
 def close_network() -> None:
@@ -215,15 +220,18 @@ def close_network() -> None:
     import socket
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    connect = socket.socket.connect
 
-    def guarded(self: socket.socket, address: object) -> None:
-        host = address[0] if isinstance(address, tuple) else ""
-        if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
-            raise ConnectionRefusedError(f"--offline: connection to {host} refused")
-        connect(self, address)  # type: ignore[arg-type]
+    def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(self: socket.socket, address: Any) -> Any:
+            host = address[0] if isinstance(address, tuple) else ""
+            if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
+                raise ConnectionRefusedError(f"--offline: connection to {host} refused")
+            return connect(self, address)
 
-    socket.socket.connect = guarded  # type: ignore[method-assign,assignment]
+        return checked
+
+    socket.socket.connect = guarded(socket.socket.connect)  # type: ignore[method-assign]
+    socket.socket.connect_ex = guarded(socket.socket.connect_ex)  # type: ignore[method-assign]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -330,7 +338,7 @@ def print_forecast(planned: Plan) -> None:
         kind = "about" if line.measured else "at most"
         time = "0 s" if line.cached else f"{kind} {line.seconds:,.0f} s"
         memory, disk = f"{line.estimate.memory / 1e9:.1f} GB", f"{line.estimate.disk / 1e6:.1f} MB"
-        state = "kept" if line.cached else "to make"
+        state = "kept" if line.cached else "needs data" if line.needs_data else "to make"
         rows.append((line.run.title, state, time, memory, disk))
     print(grid(rows))
     waiting = [line for line in lines if not line.cached]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -246,9 +247,15 @@ def read_ml_1m_ratings(path: Path) -> Events:
         text = file.read()
     try:
         table = np.array(text.replace(b"::", b" ").split(), dtype=np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         table = np.empty(0, np.int64)
-    if not len(table) or 3 * len(table) != 4 * text.count(b"::"):
+    characters = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))
+    lines = len(ends) + (not text.endswith(b"\n"))
+    colons = characters == ord(":")
+    separators = np.searchsorted(ends, np.flatnonzero(colons[:-1] & colons[1:]))  # their lines
+    regular = len(table) == 4 * lines and (np.bincount(separators, minlength=lines) == 3).all()
+    if not regular or not np.isin(table[2::4], (1, 2, 3, 4, 5)).all():
         raise DataError(first_fault(path))
     table = table.reshape(-1, 4)
     return Events(table[:, 0], table[:, 1], table[:, 2].astype(np.float32), table[:, 3])
@@ -257,8 +264,10 @@ def read_ml_1m_ratings(path: Path) -> Events:
 def first_fault(path: Path) -> str:
     """The first line that is not four integers: slow, and read only when something is wrong."""
     for number, fields in enumerate(read_double_colon(path, 4), 1):
-        if not all(field.lstrip("-").isdigit() for field in fields):
+        if not all(field.isascii() and field.isdecimal() and len(field) < 19 for field in fields):
             return f"{path}, line {number}: '{'::'.join(fields)}' is not four integers"
+        if fields[2] not in {"1", "2", "3", "4", "5"}:
+            return f"{path}, line {number}: {fields[2]} is not a rating from 1 to 5"
     return f"{path}: no ratings in it"
 
 
@@ -266,7 +275,7 @@ def read_ml_1m_movies(path: Path) -> Catalogue:
     """`movies.dat` of MovieLens-1M: MovieID::Title::Genres, Latin-1."""
     rows = read_double_colon(path, 3)
     for number, row in enumerate(rows, 1):
-        if not row[0].isdigit():
+        if not (row[0].isascii() and row[0].isdecimal()):
             raise DataError(f"{path}, line {number}: '{row[0]}' is not a film id")
     return Catalogue(
         np.array([int(row[0]) for row in rows], np.int64),
@@ -332,18 +341,20 @@ class Source:
         """Raises DataError where a file is missing."""
         return require(self.registered, data_dir, self.files) if self.files else []
 
-    def fingerprint(self, data_dir: Path, cache: Path | None = None, read: bool = True) -> str:
+    def fingerprint(
+        self, data_dir: Path, cache: Path | None = None, read: bool = True, keep: bool = True
+    ) -> str:
         """A hash of the content and of the recipe's revision.
 
-        `cache` keeps the files' digests. With `read` off only they are used, and the fingerprint
-        of files that are not in it is empty.
+        `cache` has the files' digests. With `read` off only they are used, and the fingerprint of
+        files that are not in it is empty; with `keep` off it is left as it is.
         """
         if self.synthetic:
             from reprokit.synthetic import default_digest
 
             content = default_digest()
         else:
-            content = fingerprint(self.paths(data_dir), cache, read)
+            content = fingerprint(self.paths(data_dir), cache, read, keep)
         text = f"{content}, recipe {self.revision}"
         return hashlib.sha256(text.encode()).hexdigest() if content else ""
 
@@ -377,5 +388,5 @@ def load_click_data(name: str, data_dir: Path, fingerprint: str = "") -> CTRData
     source = CLICK_DATA[name]
     try:
         return source.load(*source.paths(data_dir))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name} in {data_dir} cannot be read: {error}") from None

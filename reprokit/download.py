@@ -178,13 +178,16 @@ def require(name: str, data_dir: Path, paths: Iterable[str]) -> list[Path]:
 
 
 # --- fingerprints -------------------------------------------------------------------------------
-def fingerprint(paths: Iterable[Path], cache: Path | None = None, read: bool = True) -> str:
+def fingerprint(
+    paths: Iterable[Path], cache: Path | None = None, read: bool = True, keep: bool = True
+) -> str:
     """SHA-256 over the sorted (name, SHA-256 of content) of some files, as 64 hex digits.
 
     Names are relative to the folder that all files share, so that a moved data directory keeps its
     fingerprint. `cache` is a JSON file of digests by absolute path, size and time of change: a
     large file is read once. A missing or damaged cache is rebuilt. With `read` off no file is read:
-    the result is empty where the cache does not have them all.
+    the result is empty where the cache does not have them all. With `keep` off the cache is left
+    as it is.
     """
     files = [Path(p).absolute() for p in paths]
     for path in files:
@@ -208,7 +211,7 @@ def fingerprint(paths: Iterable[Path], cache: Path | None = None, read: bool = T
             known[str(path)] = {**key, "sha256": sha256}
             changed = True
         lines.append(f"{path.relative_to(base).as_posix()}\0{sha256}\n")
-    if cache and changed:
+    if cache and changed and keep:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             cache.parent.mkdir(parents=True, exist_ok=True)
             _write_json(cache, known)
@@ -536,7 +539,12 @@ def fetch(
             f"{name}: {', '.join(wanted)} missing in {folder} and --offline is set. Without it, "
             f"run: {_command(one, data_dir)}, or bring the files and use --from DIR"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"--data-dir: {folder} cannot be made ({error.strerror}). Choose another folder"
+        ) from None
     if source is not None:
         written = _from_folder(one, folder, wanted, Path(source), report)
     else:

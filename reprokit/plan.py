@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from reprokit.tables import Column, Row, Table
 PAPERS = {"ccf_llm": ccf_llm, "explainrec": explainrec, "llm_emf": llm_emf, "mmrec": mmrec}
 NOT_BUILT = "not built yet"
 NOT_REQUESTED = "not requested"
+NO_DATA = "no data"
+"""In place of the fingerprint of data that a dry run does not find."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def plan(request: Request) -> Plan:
             f"Choose from {', '.join(PRESETS)}."
         )
     tables = resolve(request.targets)
-    datasets = sorted({name for table in tables for name in table.datasets})
+    datasets = list(dict.fromkeys(name for table in tables for name in table.datasets))
     if request.dataset and request.dataset not in datasets:
         raise RequestError(
             f"no target has data set '{request.dataset}'{did_you_mean(request.dataset, datasets)} "
@@ -131,11 +134,18 @@ def plan(request: Request) -> Plan:
         )
     picked = pick_rows(request.rows, tables)
     planner = Planner(request, parse_overrides(request.overrides, tables))
-    planner.require(tables)
-    spots = [
-        spot for table in tables if not table.is_figure for spot in planner.spots(table, picked)
-    ]
-    return Plan(request, tuple(tables), tuple(spots), planner.notes, planner.overrides)
+    printed = [table for table in tables if not table.is_figure]
+    spots = [spot for table in printed for spot in planner.spots(table, picked)]
+    planned = Plan(request, tuple(tables), tuple(spots), planner.notes, planner.overrides)
+    if spots and not any(spot.requested for spot in spots):
+        raise RequestError(
+            f"--row {' --row '.join(request.rows)} has no cell on {request.dataset}. "
+            f"See: python -m reprokit show {tables[0].id}"
+        )
+    # Some missing data leaves empty cells; where nothing at all could be made the request is wrong.
+    if planner.missing and not planned.wanted:
+        raise DataError("; ".join(planner.missing.values()))
+    return planned
 
 
 class Planner:
@@ -146,31 +156,28 @@ class Planner:
         self.overrides = overrides
         self.notes: dict[str, tuple[str, ...]] = {}
         self.known: dict[tuple[str, str, bool], tuple[str, str]] = {}
+        self.missing: dict[str, str] = {}
+        """Requested data sets that are not here, and what to do."""
 
     def actual(self, dataset: str) -> str:
         return f"demo-{dataset}" if self.request.preset == "demo" else dataset
 
-    def require(self, tables: Sequence[Table]) -> None:
-        """A request none of whose data is here is wrong; some missing data leaves empty cells."""
-        only = self.request.dataset
-        wanted = {(t.paper, name) for t in tables for name in t.datasets if only in ("", name)}
-        reasons = [self.fingerprint(*one, read=True)[1] for one in sorted(wanted)]
-        if reasons and all(reasons) and not self.request.dry_run:
-            raise DataError(reasons[0])
-
     def fingerprint(self, paper: str, dataset: str, read: bool) -> tuple[str, str]:
-        """(fingerprint, "") or ("", why there is none)."""
+        """(fingerprint, "") or ("", why there is none). A dry run goes on without the data."""
         name = self.actual(dataset)
         if (paper, name, read) not in self.known:
             source: Source = PAPERS[paper].DATASETS[name]
-            cache = None if self.request.dry_run else self.request.out / "fingerprints.json"
+            cache, keep = self.request.out / "fingerprints.json", not self.request.dry_run
             try:
-                found = source.fingerprint(self.request.data_dir, cache, read)
+                found = source.fingerprint(self.request.data_dir, cache, read, keep)
                 self.known[paper, name, read] = found, "" if found else NOT_REQUESTED
                 if found:
                     self.notes[name] = tuple(differences(source, self.request.data_dir))
             except DataError as error:
-                self.known[paper, name, read] = "", str(error)
+                if read and not self.request.dry_run:
+                    self.missing[name] = str(error)
+                dry = read and self.request.dry_run
+                self.known[paper, name, read] = (NO_DATA, "") if dry else ("", str(error))
         return self.known[paper, name, read]
 
     def spots(self, table: Table, picked: set[tuple[str, str]]) -> Iterator[Spot]:
@@ -197,10 +204,11 @@ class Planner:
         row, column, request = spot.row, spot.column, self.request
         if spot.blank or (ours and column and column.base_column):
             return dataclasses.replace(spot, blank=True, requested=False)
-        if row is None or column is None or not (row.best_of or row.system or column.system):
-            return dataclasses.replace(spot, reason=NOT_BUILT)
-        dataset = row.dataset or column.dataset
+        dataset = (row.dataset if row else "") or (column.dataset if column else "")
         asked = spot.requested and request.dataset in ("", dataset)
+        if row is None or column is None or not (row.best_of or row.system or column.system):
+            reason = NOT_BUILT if asked else NOT_REQUESTED
+            return dataclasses.replace(spot, reason=reason, requested=asked)
         if column.base_column or row.best_of:  # made from other cells
             return dataclasses.replace(spot, requested=asked)
         runs, missing = self.row_runs(spot.table, row, column, dataset, read=asked)
@@ -216,6 +224,7 @@ class Planner:
         fingerprint, missing = self.fingerprint(table.paper, dataset, read)
         if missing:
             return (), missing
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         chosen = {**column.settings, **row.settings, **self.overrides.get(name, {})}
         try:
             settings = system.configure(dataset, self.request.preset, chosen)
@@ -224,7 +233,7 @@ class Planner:
         seeds = (self.request.seeds or table.seeds) if system.seeded else 1
         actual = self.actual(dataset)
         return tuple(
-            Run(table.paper, name, actual, settings, seed, fingerprint, system.revision)
+            Run(table.paper, name, actual, settings, seed, fingerprint, system.revision, precision)
             for seed in range(seeds)
         ), ""
 

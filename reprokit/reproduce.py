@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from reprokit.data import Source
 from reprokit.datasets import DataError
-from reprokit.plan import NOT_BUILT, PAPERS, Plan, Spot
+from reprokit.plan import NO_DATA, NOT_BUILT, PAPERS, Plan, Spot
 from reprokit.progress import Progress
 from reprokit.provenance import provenance
 from reprokit.runs import (
@@ -33,7 +34,6 @@ from reprokit.runs import (
     Store,
     System,
     atomic,
-    replacing,
     write_json,
 )
 from reprokit.tables import (
@@ -47,8 +47,8 @@ from reprokit.tables import (
     to_markdown,
 )
 
-DONE, FAILED, INCOMPLETE = 0, 1, 3
-"""Exit statuses: all cells made; a run failed; cells left empty. A wrong request ends with 2."""
+DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
+"""Exit statuses: all cells made; a run failed; a wrong request or input; cells left empty."""
 
 # --- execute --------------------------------------------------------------------------------------
 
@@ -61,19 +61,20 @@ class Outcome:
     executed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     """By run id: the reason."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """By data set: why it cannot be read."""
 
 
 def execute(planned: Plan, quiet: bool = False) -> Outcome:
     """Execute what the store does not have. A failed run is recorded and the others go on.
 
-    Raises RequestError or DataError where going on makes no sense: the results cannot be written,
-    or a data set cannot be read.
+    Raises RequestError where going on makes no sense, such as results that cannot be written.
     """
     request, store = planned.request, Store(planned.request.out)
     wanted = planned.wanted
     processes = int(os.environ.get("WORLD_SIZE", 1))
     first = int(os.environ.get("RANK", 0)) == 0
-    check_writable(store.folder)
+    check_writable(store.folder, *dict.fromkeys(folder_of(planned, t) for t in planned.tables))
     if request.fresh and first:
         for run in wanted:
             store.discard(run)
@@ -88,35 +89,53 @@ def execute(planned: Plan, quiet: bool = False) -> Outcome:
             progress.note(f"a stored result is damaged and made again: {reason}")
         for run in waiting:
             progress.start_run(run.title)
+            if run.dataset in outcome.unreadable:
+                outcome.failed[run.id] = outcome.unreadable[run.dataset]
+                progress.end_run("not started, its data cannot be read")
+                continue
             try:
                 result = execute_one(planned, run, store, progress, write=first)
-            except (RequestError, DataError):
+            except RequestError:
                 raise
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                with atomic(store.path(run, ".error.txt")) as file:
-                    file.write(f"{run.title}\n\n{traceback.format_exc()}")
+                reason = record_failure(store, run, error)
                 if processes > 1:
                     abandon(run, reason)
                 outcome.failed[run.id] = reason
-                where = store.path(run, ".error.txt")
-                progress.end_run(f"failed, {reason}; traceback in {where}")
+                if isinstance(error, DataError):
+                    outcome.unreadable[run.dataset] = reason
+                progress.end_run(f"failed, {reason}")
                 continue
             outcome.executed += 1
             progress.end_run(headline(result))
     return outcome
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(*folders: Path) -> None:
     """Say now, and not after hours of training, that results cannot be kept."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise RequestError(
+                f"--out: {folder} cannot be written ({error.strerror}). Choose another folder"
+            ) from None
+
+
+def record_failure(store: Store, run: Run, error: Exception) -> str:
+    """Keep the traceback beside the results; returns the reason in one line."""
+    if isinstance(error, DataError):
+        return str(error)
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    where = store.path(run, ".error.txt")
     try:
-        with replacing(folder / "writable") as part:
-            part.write_text("")
-        (folder / "writable").unlink()
-    except OSError as error:
-        raise RequestError(
-            f"--out: {folder.parent} cannot be written ({error.strerror}). Choose another folder"
-        ) from None
+        with atomic(where) as file:
+            file.write(f"{run.title}\n\n{traceback.format_exc()}")
+    except OSError as full:
+        return f"{reason} (its traceback could not be written: {full.strerror})"
+    return f"{reason} (traceback in {where})"
 
 
 def execute_one(
@@ -182,6 +201,10 @@ class Forecast:
     """True: a finished run with another seed took this long. False: an upper bound."""
     estimate: Estimate
 
+    @property
+    def needs_data(self) -> bool:
+        return self.run.fingerprint == NO_DATA
+
 
 def forecast(planned: Plan) -> list[Forecast]:
     store = Store(planned.request.out)
@@ -227,6 +250,8 @@ def assemble(planned: Plan, outcome: Outcome) -> tuple[list[Rendered], int]:
         rendered.append(one)
     if request.shard[1] > 1:  # a shard answers for its own runs, not for whole tables
         empty = any(run.id not in results for run in planned.wanted)
+    if outcome.unreadable:
+        return rendered, WRONG
     return rendered, FAILED if outcome.failed else INCOMPLETE if empty else DONE
 
 
@@ -355,10 +380,9 @@ def table_notes(planned: Plan, used: Sequence[Run], results: Results) -> Iterato
     for run in used:
         yield from planned.notes.get(run.dataset, ())
     facts = [results[run.id]["provenance"] for run in used if run.id in results]
-    for name, usual in (("precision", "no"), ("processes", 1)):
-        unusual = [fact[name] for fact in facts if fact.get(name, usual) != usual]
-        if unusual:
-            yield f"{len(unusual)} of {len(facts)} runs were made with {name} {unusual[0]}"
+    several = [fact["processes"] for fact in facts if fact["processes"] > 1]
+    if several:
+        yield f"{len(several)} of {len(facts)} runs were made by {several[0]} processes"
 
 
 def describe(planned: Plan, run: Run) -> Iterator[tuple[str, str, str, str]]:
@@ -368,10 +392,9 @@ def describe(planned: Plan, run: Run) -> Iterator[tuple[str, str, str, str]]:
     dataset = run.dataset.removeprefix("demo-")
     for item in dataclasses.fields(run.settings):
         value = getattr(run.settings, item.name)
-        text = f"{value:g}" if isinstance(value, float) else str(value)
         chosen = planned.overrides.get(run.system, {})
         why = system.origin(item.name, dataset, request.preset, chosen)
-        yield f"{run.system} on {run.dataset}", item.name, text, why or item.metadata["why"]
+        yield f"{run.system} on {run.dataset}", item.name, str(value), why or item.metadata["why"]
 
 
 def folder_of(planned: Plan, table: Table) -> Path:

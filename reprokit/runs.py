@@ -19,8 +19,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ class Run:
     """Of the data set's content."""
     revision: int = 1
     """Of the system's code: raised when a change moves its numbers."""
+    precision: str = "no"
+    """Mixed precision of the launch configuration."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -215,9 +218,14 @@ class Store:
         self.sweep(run)
 
     def sweep(self, run: Run) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove what a killed process left half-written an hour ago or earlier.
+
+        Younger files may belong to another process that is writing them now.
+        """
         for part in self.folder.glob(f".{run.id}.*.part"):
-            part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime > 3600:
+                    part.unlink()
 
     def times(self) -> dict[str, float]:
         """Median seconds of the finished runs of each kind: all that differ in the seed alone."""
@@ -227,7 +235,7 @@ class Store:
                 stored = json.loads(path.read_text(encoding="utf-8"))
                 kind = canonical({**stored["run"], "seed": None})
                 found.setdefault(kind, []).append(float(stored["provenance"]["seconds"]))
-            except (ValueError, TypeError, LookupError):
+            except (OSError, ValueError, TypeError, LookupError):
                 continue  # a damaged result forecasts nothing; `load` deals with it
         return {kind: float(np.median(seconds)) for kind, seconds in found.items()}
 

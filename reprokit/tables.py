@@ -289,7 +289,7 @@ def to_compare_csv(rendered: Rendered) -> str:
                 row_label(line.labels),
                 column.name,
                 printed,
-                f"{cell.mean:.6g}" if cell.values else cell.text,
+                f"{cell.mean:.9g}" if cell.values else cell.text,
                 "" if cell.std is None else f"{cell.std:.3g}",
                 str(len(cell.values)),
                 difference,
@@ -386,7 +386,7 @@ def to_markdown(rendered: Rendered) -> str:
     )
     parts.append(to_grid(rendered))
     if notes := footnotes(rendered):
-        parts.append("\n".join(note.replace("* ", "\\* ", 1) + "  " for note in notes))
+        parts.append("\n".join(("\\" if note[0] == "*" else "") + note + "  " for note in notes))
     if rendered.preset != "demo":
         parts.append(verdicts(rendered))
     if any(line.ours for line in rendered.lines):

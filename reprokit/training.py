@@ -345,7 +345,7 @@ class Loop:
             "record": vars(self.record),
             "groups": optimizer["param_groups"],
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-            "processes": self.accelerator.num_processes,
+            **self.surroundings(),
             "seconds": self.earlier_seconds + time.monotonic() - self.started,
         }
         if self.accelerator.is_main_process and self.checkpoint:
@@ -396,11 +396,19 @@ class Loop:
         set_rng_state(tensors["generators"][mine], self.accelerator.device)
         progress.note(f"resumed at epoch {self.epoch + 1}, step {self.step}")
 
+    def surroundings(self) -> dict[str, Any]:
+        """What must be as it was for a run to go on exactly."""
+        return {
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "precision": self.accelerator.mixed_precision,
+        }
+
     def check(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Raises ValueError where a checkpoint is not of this model or of these processes."""
-        count = self.accelerator.num_processes
-        if header["processes"] != count:
-            raise ValueError(f"it was written by {header['processes']} processes, now {count}")
+        for name, value in self.surroundings().items():
+            if header[name] != value:
+                raise ValueError(f"{name} was {header[name]}, now {value}")
         ours = {f"model/{name}": value.shape for name, value in self.model_state().items()}
         theirs = {name: value.shape for name, value in tensors.items() if name.startswith("model/")}
         if ours != theirs:

@@ -15,7 +15,7 @@ from reprokit import ccf_llm, data
 from reprokit.ccf_llm import SYSTEMS, click_metrics
 from reprokit.data import load_click_data
 from reprokit.progress import Progress
-from reprokit.runs import Job, Result, Run
+from reprokit.runs import Job, Result, Run, Store
 
 
 def execute(system: str, dataset: str, data_dir: Path, tmp_path: Path, **chosen: Any) -> Result:
@@ -72,16 +72,21 @@ def test_shuffled_labels_give_chance_on_movielens_1m(
     assert result.metrics["test/auc"] == pytest.approx(0.5, abs=0.025)
 
 
-def test_every_metric_can_be_recomputed_from_the_predictions(tmp_path: Path):
+def test_every_metric_can_be_recomputed_from_the_stored_predictions(tmp_path: Path):
     result = execute("like-rate", "demo-ml-1m", tmp_path, tmp_path)
-    assert click_metrics(result.predictions) == result.metrics
-    labels, scores = (result.predictions[f"test/{name}"] for name in ("labels", "scores"))
-    assert result.metrics["test/auc"] == pytest.approx(roc_auc_score(labels, scores))
-    warm = result.predictions["test/warm"]
-    assert result.metrics["test/rows_warm"] + result.metrics["test/rows_cold"] == len(labels)
-    assert result.metrics["test/auc_cold"] == pytest.approx(
-        roc_auc_score(labels[~warm], scores[~warm])
-    )
+    settings = SYSTEMS["like-rate"].settings()
+    store, run = Store(tmp_path), Run("ccf_llm", "like-rate", "demo-ml-1m", settings, 0, "")
+    store.save(run, result, {"seconds": 0.0})
+    stored, kept = store.load(run), store.predictions(run)
+    assert stored is not None
+    assert click_metrics(kept) == stored["metrics"]
+    labels, scores, warm = (kept[f"test/{name}"] for name in ("labels", "scores", "warm"))
+    metrics = stored["metrics"]
+    assert metrics["test/auc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics["test/auc_cold"] == pytest.approx(roc_auc_score(labels[~warm], scores[~warm]))
+    assert metrics["test/rows_warm"] + metrics["test/rows_cold"] == len(labels)
+    loaded = load_click_data("demo-ml-1m", tmp_path)
+    np.testing.assert_array_equal(kept["test/items"], loaded.item_ids[loaded.test.items])
 
 
 def test_a_group_of_rows_with_one_class_has_no_auc():

@@ -133,7 +133,6 @@ def test_killed_again_and_again_the_command_ends_with_the_same_bytes(tmp_path: P
     assert last.wait(timeout=300) == 0
     for name in ("demo/ccf_llm/table3.csv", "demo/ccf_llm/table3.compare.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert not list((killed / "runs").glob(".*.part"))
     for path in (whole / "runs").glob("*.npz"):
         assert path.read_bytes() == (killed / "runs" / path.name).read_bytes()
 

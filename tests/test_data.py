@@ -199,6 +199,9 @@ def test_files_are_read_as_published(tmp_path: Path):
         (b"1::2::3\n", "line 1: 3 fields, expected 4"),
         (b"1::2::3::4\n1::2::x::4\n", "line 2"),
         (b"1::2::3::4\n1,2,3,4\n", "line 2: 1 fields"),
+        (b"1::1::5::9::7\n2::2::4\n", "line 1: 5 fields"),  # the total is right
+        (b"1::2::9::4\n", "line 1: 9 is not a rating"),
+        (b"99999999999999999999::2::3::4\n", "line 1"),
         (b"", "no ratings in it"),
     ],
 )

@@ -14,7 +14,7 @@ from reprokit import ccf_llm, reproduce
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import Request, downloads, pick_rows, plan, resolve
-from reprokit.reproduce import DONE, FAILED, INCOMPLETE
+from reprokit.reproduce import DONE, FAILED, INCOMPLETE, WRONG
 from reprokit.runs import Job, RequestError, Result, Store
 from reprokit.tables import Row
 
@@ -55,8 +55,12 @@ def test_table3_means_every_papers_table_3():
     [
         ({"targets": ("ccf_llm/tabel3",)}, "Did you mean 'ccf_llm/table3'.*reprokit list"),
         ({"preset": "smal"}, "Did you mean 'small'"),
-        ({"dataset": "ml1m"}, "Did you mean 'ml-1m'.*amazon-book, ml-1m"),
+        ({"dataset": "ml1m"}, "Did you mean 'ml-1m'.*ml-1m, amazon-book"),
         ({"rows": ("LihgtGCN",)}, "no row 'LihgtGCN'.*Did you mean 'LightGCN'"),
+        (
+            {"rows": ("Amazon-Books",), "dataset": "ml-1m", "targets": ("ccf_llm/table1",)},
+            "--row Amazon-Books has no cell on ml-1m",
+        ),
         ({"overrides": ("mf.lr",)}, "expected system.key=value"),
         ({"overrides": ("mff.lr=1",)}, "no system 'mff'. Did you mean 'mf'"),
         ({"overrides": ("mf.lrr=1",)}, "mf has no setting 'lrr'. Did you mean 'lr'"),
@@ -130,14 +134,17 @@ def test_data_outside_the_request_are_not_read(tmp_path: Path, monkeypatch: pyte
     read: list[str] = []
     real = Source.fingerprint
 
-    def watched(self: Any, data_dir: Path, cache: Path | None = None, read_it: bool = True) -> str:
-        if read_it:
+    def watched(self: Any, data_dir: Path, cache: Path, reads: bool, keep: bool) -> str:
+        if reads:
             read.append(self.registered)
-        return real(self, data_dir, cache, read_it)
+        return real(self, data_dir, cache, reads, keep)
 
     monkeypatch.setattr(Source, "fingerprint", watched)
     plan(request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path))
     assert read == ["ml-1m"]
+    row = ("MovieLens-1M",)
+    plan(request(tmp_path, "ccf_llm/table1", preset="small", rows=row, data_dir=tmp_path))
+    assert read == ["ml-1m", "ml-1m"]
 
 
 def test_a_dry_run_lists_what_to_download_and_writes_nothing(tmp_path: Path):
@@ -145,9 +152,12 @@ def test_a_dry_run_lists_what_to_download_and_writes_nothing(tmp_path: Path):
     planned = plan(wanted)
     assert downloads(planned)[0].startswith("ml-1m (6 MB): python -m reprokit data fetch")
     assert len(downloads(planned)) == 2
+    lines = reproduce.forecast(planned)
+    assert len(lines) == 44 and all(line.needs_data and line.seconds > 0 for line in lines)
     write_ml_1m(tmp_path / "ml-1m")
     planned = plan(wanted)
-    assert len(downloads(planned)) == 1 and planned.wanted
+    assert len(downloads(planned)) == 1
+    assert {line.needs_data for line in reproduce.forecast(planned)} == {True, False}
     assert [path.name for path in tmp_path.iterdir()] == ["ml-1m"]
 
 
@@ -223,7 +233,8 @@ def test_a_failed_run_leaves_the_others_and_is_tried_again(
     monkeypatch.setitem(ccf_llm.SYSTEMS, "random", system)  # type: ignore[arg-type]
     outcome, status = make(request(tmp_path, **QUICK))
     assert (outcome.executed, status) == (5, FAILED)
-    assert list(outcome.failed.values()) == ["RuntimeError: out of luck"]
+    (reason,) = outcome.failed.values()
+    assert reason.startswith("RuntimeError: out of luck (traceback in ")
     markdown = (tmp_path / "demo/ccf_llm/table3.md").read_text()
     assert "1 of 2 runs failed: RuntimeError: out of luck" in markdown
     assert "and of memory" in next((tmp_path / "runs").glob("*.error.txt")).read_text()
@@ -251,12 +262,24 @@ def test_results_that_cannot_be_written_are_a_wrong_request(tmp_path: Path):
         make(request(tmp_path / "file" / "out", **QUICK))
 
 
-def test_a_file_that_cannot_be_read_ends_the_command_with_its_name(tmp_path: Path):
+@pytest.mark.parametrize("fault", ["line", "gz"])
+def test_a_file_that_cannot_be_read_is_named_once_and_the_tables_are_still_written(
+    fault: str, tmp_path: Path
+):
     write_ml_1m(tmp_path / "ml-1m")
-    with (tmp_path / "ml-1m/movies.dat").open("a") as file:
-        file.write("x::D::W\n")
-    with pytest.raises(DataError, match=r"movies\.dat, line 4: 'x' is not a film id"):
-        make(request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path, rows=("MF",)))
+    if fault == "line":
+        with (tmp_path / "ml-1m/movies.dat").open("a") as file:
+            file.write("x::D::W\n")
+    else:
+        (tmp_path / "ml-1m/ratings.dat").unlink()
+        (tmp_path / "ml-1m/ratings.dat.gz").write_bytes(b"\x1f\x8b\x08\x00" + b"x" * 40)
+    wanted = request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path, rows=("MF",))
+    outcome, status = make(wanted)
+    assert status == WRONG
+    assert len(set(outcome.failed.values())) == 1
+    expected = "movies.dat, line 4: 'x' is not a film id" if fault == "line" else "cannot be read"
+    assert expected in next(iter(outcome.failed.values()))
+    assert expected in (tmp_path / "small/ccf_llm/table3.md").read_text()
 
 
 def test_a_metric_that_the_rows_do_not_allow_leaves_its_cell_empty_with_the_reason(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,13 @@ def test_saving_removes_what_a_killed_start_left_and_discarding_everything(tmp_p
     store.path(RUN, ".ckpt.safetensors").write_bytes(b"x")
     half = store.folder / f".{RUN.id}.ckpt.safetensors.x1y2.part"
     half.write_bytes(b"half")
+    fresh = store.folder / f".{RUN.id}.npz.z3.part"
+    fresh.write_bytes(b"being written by another process")
+    os.utime(half, (0, 0))
     store.save(RUN, RESULT, {"seconds": 2.0})
     assert not store.path(RUN, ".ckpt.safetensors").exists() and not half.exists()
+    assert fresh.exists()
+    fresh.unlink()
     store.discard(RUN)
     assert list(store.folder.iterdir()) == []
 
