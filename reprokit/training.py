@@ -138,7 +138,7 @@ def fit(
         batch: row numbers -> the inputs of `loss`.
         rows: number of training rows.
         evaluate: predict -> validation metrics; must contain `monitor`. `predict(batch, rows)`
-        scores rows.
+            scores rows.
         checkpoint: file to resume from and to write to; the caller removes it once the result is
             kept.
         checkpoint_seconds: time between checkpoints; it changes no result.
@@ -147,6 +147,8 @@ def fit(
         FloatingPointError: the loss or the monitored metric is not finite.
     """
     progress = progress or Progress(quiet=True)
+    if accelerator.process_index:  # other dropout than the first process, on other rows
+        seed_everything(seed, "process", accelerator.process_index)
     wrapped, optimizer = accelerator.prepare(
         Objective(model, loss), make_optimizer(model, settings)
     )
