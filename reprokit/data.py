@@ -330,6 +330,8 @@ class Source:
     """Name in `datasets.DATASETS`; empty for generated data."""
     files: tuple[str, ...] = ()
     """In the data set's folder; each may be packed with gzip."""
+    note: str = ""
+    """What a reader of a table made from it must know."""
     revision: int = 1
     """Of the recipe that `load` follows: raised when a change moves a row."""
 
@@ -373,10 +375,15 @@ CLICK_DATA = {
         files=("Books_5.json", "meta_Books.json"),
     ),
     "demo-ml-1m": Source(
-        lambda: demo(0, "demo-ml-1m"), {"users": 301, "items": 201, "train": 8_000}
+        lambda: demo(0, "demo-ml-1m"),
+        {"users": 301, "items": 201, "train": 8_000},
+        note="in place of MovieLens-1M: 300 synthetic people and 200 films, same months and labels",
     ),
     "demo-amazon-book": Source(
-        lambda: demo(1, "demo-amazon-book"), {"users": 301, "items": 151, "train": 4_000}
+        lambda: demo(1, "demo-amazon-book"),
+        {"users": 301, "items": 151, "train": 4_000},
+        note="in place of Amazon-Book: 300 synthetic people and 150 books, with MovieLens-1M's "
+        "months and labels",
     ),
 }
 """Each real data set has a synthetic one of the same shape, `demo-` before its name."""

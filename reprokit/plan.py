@@ -239,7 +239,9 @@ class Planner:
 
 
 def differences(source: Source, data_dir: Path) -> Iterator[str]:
-    """Where files differ from the publisher's: the reader of a table must know."""
+    """What a reader of a table must know: stand-ins, and files that are not the publisher's."""
+    if source.note:
+        yield source.note
     if source.synthetic:
         return
     registered = DATASETS[source.registered]
