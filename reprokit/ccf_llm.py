@@ -334,7 +334,7 @@ REASONS = {
     "paper": "as long as CoLLM trained",
 }
 BOOK = {"batch_size": 10_240}
-DEMO = {"dim": 16, "batch_size": 512}
+DEMO = {"dim": 16, "batch_size": 512, "lr": 1e-2, "weight_decay": 1e-4}
 LONG = {"max_epochs": 1000, "patience": 100}
 SYSTEMS = {
     "statistics": System(StatisticsSettings, run_statistics, estimate_counting, seeded=False),
@@ -343,7 +343,7 @@ SYSTEMS = {
         run_collaborative,
         estimate_training(12),
         tuned={"amazon-book": {**BOOK, "weight_decay": 1e-6}},
-        presets={"demo": {**DEMO, "max_epochs": 60, "patience": 5, "lr": 1e-2}, "paper": LONG},
+        presets={"demo": {**DEMO, "max_epochs": 60, "patience": 5}, "paper": LONG},
         reasons=REASONS,
     ),
     "lightgcn": System(
@@ -360,7 +360,7 @@ SYSTEMS = {
         estimate_training(100),
         tuned={"amazon-book": {**BOOK, "lr": 1e-3, "weight_decay": 1e-3, "max_len": 20}},
         presets={
-            "demo": {**DEMO, "max_epochs": 20, "patience": 4, "weight_decay": 1e-4},
+            "demo": {**DEMO, "max_epochs": 20, "patience": 4},
             "paper": LONG,
         },
         reasons=REASONS,
