@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from reprokit.download import FileStatus
     from reprokit.plan import Plan
-    from reprokit.reproduce import Outcome
+    from reprokit.reproduce import Forecast, Outcome
 
 EXAMPLES = """examples:
   python -m reprokit reproduce table3            every paper's Table 3 on synthetic data, no network
@@ -94,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="only this row: its label, or a part of it (repeatable; sanity rows always run)",
+        help="only this row: its label, or a part of it (repeatable; sanity rows without a "
+        "language model always run)",
     )
     make.add_argument(
         "--dataset", default="", metavar="NAME", help="only the cells of this data set"
@@ -104,7 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         default=0,
         metavar="N",
-        help="runs per cell (default: the paper's)",
+        help="runs per cell (default: the table's own number, fewer in the demo preset)",
+    )
+    make.add_argument(
+        "--llm",
+        default="",
+        metavar="NAME|PATH|scratch|tiny",
+        help="language model of every row that has one: a model's name, a folder, or a small "
+        "random one made here (default: what the preset sets)",
     )
     make.add_argument(
         "--set",
@@ -236,18 +244,16 @@ def close_network() -> None:
 
 # --- tables -------------------------------------------------------------------------------------
 def list_targets(options: argparse.Namespace) -> int:
-    from reprokit.plan import PAPERS
+    from reprokit.plan import NOT_BUILT, PAPERS
     from reprokit.reproduce import progress_of
     from reprokit.tables import grid
 
     rows = [("Target", "Title", "Data sets", "Rows built", "Done")]
     for paper in PAPERS.values():
         for table in paper.TABLES:
-            if table.is_figure:
-                built = "not built yet"
-            else:
-                built = f"{len(table.rows)} of {len(table.published.rows)}"
-                built += f" + {len(table.sanity)} ours" if table.sanity else ""
+            lines = len(table.published.rows)
+            built = f"{len(table.rows)} of {lines}" if lines else NOT_BUILT
+            built += f" + {len(table.sanity)} ours" if table.sanity else ""
             done = progress_of(options.out, table)
             rows.append((table.id, table.title, ", ".join(table.datasets), built, done))
     print(grid(rows))
@@ -259,10 +265,7 @@ def show_targets(options: argparse.Namespace) -> int:
     from reprokit.tables import to_text
 
     for table in resolve(options.targets):
-        print(f"{table.id}: {table.title}\n")
-        print(
-            "a figure: the paper prints no numbers\n" if table.is_figure else to_text(table) + "\n"
-        )
+        print(f"{table.id}: {table.title}\n\n{to_text(table)}\n")
     return 0
 
 
@@ -276,12 +279,14 @@ def reproduce_targets(options: argparse.Namespace) -> int:
         rows=tuple(options.row),
         dataset=options.dataset,
         seeds=options.seeds,
+        llm=options.llm,
         overrides=tuple(options.set),
         data_dir=options.data_dir,
         out=options.out,
         shard=options.shard,
         fresh=options.fresh,
         dry_run=options.dry_run,
+        offline=options.offline,
         checkpoint_seconds=options.checkpoint_seconds,
         command="python -m reprokit " + shlex.join(options.typed),
     )
@@ -301,25 +306,32 @@ def reproduce_targets(options: argparse.Namespace) -> int:
 def report(planned: Plan, outcome: Outcome) -> int:
     """Print every table as it was written, then what is missing and where the files are."""
     from reprokit import reproduce
-    from reprokit.tables import footnotes, to_grid
+    from reprokit.plan import NOT_BUILT
+    from reprokit.tables import NO_NUMBERS, footnotes, to_grid
 
     rendered, status = reproduce.assemble(planned, outcome)
     for one in rendered:
+        figure, picture = one.table.is_figure, reproduce.picture_of(planned, one.table)
+        against = f"; {NO_NUMBERS}" if figure else " (published)"
         print(f"\n{one.table.id}: {one.table.title}")
-        print("ours ± spread (published); (ours) marks sanity rows that the paper lacks\n")
+        print(f"ours ± spread{against}; (ours) marks sanity rows that the paper lacks\n")
         print(to_grid(one))
         for note in (*footnotes(one), *(f"note: {note}" for note in one.notes)):
             print(note)
+        if figure and picture.is_file():
+            print(f"picture: {picture}")
     for table in planned.tables:
-        if table.is_figure:
-            print(f"\n{table.id}: {table.title}: not built yet")
+        if not table.published.rows:
+            print(f"\n{table.id}: {table.title}: {NOT_BUILT}")
     request = planned.request
     if request.preset == "demo" and rendered:
         print(
             "\nSynthetic data and small models: these numbers are not comparable with the papers'."
         )
     folders = dict.fromkeys(str(reproduce.folder_of(planned, one.table)) for one in rendered)
-    print(f"\nRuns: {outcome.executed} made, {outcome.cached} kept, {len(outcome.failed)} failed.")
+    counts = [f"{outcome.executed} made, {outcome.cached} kept, {len(outcome.failed)} failed"]
+    counts += [f"{len(outcome.unavailable)} not made"] if outcome.unavailable else []
+    print(f"\nRuns: {', '.join(counts)}.")
     if folders:
         print(f"CSV, Markdown, comparison and provenance: {', '.join(folders)}")
     if status == reproduce.INCOMPLETE:
@@ -335,22 +347,31 @@ def print_forecast(planned: Plan) -> None:
     lines = forecast(planned)
     rows = [("Run", "State", "Time", "Memory", "Disk")]
     for line in lines:
-        kind = "about" if line.measured else "at most"
-        time = "0 s" if line.cached else f"{kind} {line.seconds:,.0f} s"
-        memory, disk = f"{line.estimate.memory / 1e9:.1f} GB", f"{line.estimate.disk / 1e6:.1f} MB"
-        state = "kept" if line.cached else "needs data" if line.needs_data else "to make"
-        rows.append((line.run.title, state, time, memory, disk))
+        bound = line.estimate
+        memory = f"{bound.memory / 1e9:.1f} GB" if bound else "not known"
+        disk = f"{bound.disk / 1e6:.1f} MB" if bound else "not known"
+        rows.append((line.run.title, line.state, forecast_time(line), memory, disk))
     print(grid(rows))
     waiting = [line for line in lines if not line.cached]
+    total = sum(line.seconds or 0 for line in waiting)
+    rest = " and what is not known" if any(line.seconds is None for line in waiting) else ""
     print(
-        f"\n{len(waiting)} of {len(lines)} runs to make, together "
-        f"{sum(line.seconds for line in waiting):,.0f} s. 'about': measured with another seed; "
-        "'at most': every epoch used, on two CPU cores. Nothing was started."
+        f"\n{len(waiting)} of {len(lines)} runs to make, together {total:,.0f} s{rest}. 'about': "
+        "measured with another seed; 'at most': every epoch used, on two CPU cores. Nothing was "
+        "started."
     )
     print("Downloads needed first: " + ("; ".join(downloads(planned)) or "none") + ".")
     missing = [spot for spot in planned.spots if spot.requested and spot.reason == NOT_BUILT]
     if missing:
         print(f"Cells that are not built yet: {len(missing)}.")
+
+
+def forecast_time(line: Forecast) -> str:
+    if line.cached:
+        return "0 s"
+    if line.seconds is None:
+        return "not known"
+    return f"{'at most' if line.measured is None else 'about'} {line.seconds:,.0f} s"
 
 
 # --- data ---------------------------------------------------------------------------------------

@@ -19,6 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Encoder(Protocol):
+    """A collaborative model as a source of vectors, for models that fuse them with text."""
+
+    inputs: tuple[str, ...]
+    dim: int
+    settings: dict[str, Any]
+    """What it was built with, for saving."""
+    embed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """(users (B,), histories (B, L)) -> vectors of these users (B, D), of all items (I, D)."""
+
+
 class Scorer(Protocol):
     """What a loss and the training loop need of a model."""
 
@@ -47,12 +58,17 @@ class MF(nn.Module):
 
     def __init__(self, n_users: int, n_items: int, dim: int, init_std: float) -> None:
         super().__init__()
+        self.dim = dim
+        self.settings = {"n_users": n_users, "n_items": n_items, "dim": dim, "init_std": init_std}
         self.users = table(n_users, dim, init_std)
         self.items = table(n_items, dim, init_std)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """All user and item vectors: (n_users, D), (n_items, D)."""
         return self.users.weight, self.items.weight
+
+    def embed(self, users: Tensor, histories: Tensor) -> tuple[Tensor, Tensor]:
+        return self.users(users), self.items.weight
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         return (self.users(users) * self.items(items)).sum(-1)  # (B, D) -> (B,)
@@ -81,12 +97,21 @@ class LightGCN(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = (n_users, n_items)
+        self.dim = dim
+        self.settings = {"n_users": n_users, "n_items": n_items, "dim": dim, "init_std": init_std}
+        self.settings |= {"layers": layers}
         self.layers = layers
         self.nodes = table(n_users + n_items, dim, init_std)  # E_0: users, then items
         edges, weight = normalised_graph(n_users, n_items, users, items)
         self.register_buffer("edges", torch.from_numpy(edges), persistent=False)
         self.register_buffer("weight", torch.from_numpy(weight), persistent=False)
         self._kept: Tensor | None = None
+
+    def interactions(self) -> dict[str, Tensor]:
+        """The edges it was built from: `users` and `items`, (E,) each."""
+        n_users = self.sizes[0]
+        users, items = self.edges[:, self.edges[0] < n_users].cpu()
+        return {"users": users.contiguous(), "items": (items - n_users).contiguous()}
 
     def train(self, mode: bool = True) -> LightGCN:
         self._kept = None  # the weights may change: what was propagated no longer holds
@@ -109,6 +134,10 @@ class LightGCN(nn.Module):
         """All user and item vectors: (n_users, D), (n_items, D)."""
         users, items = self.propagate().split(self.sizes)
         return users, items
+
+    def embed(self, users: Tensor, histories: Tensor) -> tuple[Tensor, Tensor]:
+        user_vectors, item_vectors = self.vectors()
+        return F.embedding(users, user_vectors), item_vectors
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         user_vectors, item_vectors = self.vectors()

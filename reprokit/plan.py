@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ NOT_BUILT = "not built yet"
 NOT_REQUESTED = "not requested"
 NO_DATA = "no data"
 """In place of the fingerprint of data that a dry run does not find."""
+NO_MODEL = "no model"
+"""In place of the fingerprint of a language model that a dry run does not reach."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Request:
     dataset: str = ""
     seeds: int = 0
     """0: the table's own number."""
+    llm: str = ""
+    """Language model of every system that has one; empty: what its settings name."""
     overrides: tuple[str, ...] = ()
     """`system.key=value`."""
     data_dir: Path = Path("data")
@@ -46,8 +51,11 @@ class Request:
     shard: tuple[int, int] = (1, 1)
     fresh: bool = False
     dry_run: bool = False
+    offline: bool = False
     checkpoint_seconds: float = 20.0
     command: str = ""
+    started: float = field(default_factory=time.time)
+    """Unix time; `fresh` makes what is older again."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Spot:
     reason: str = ""
     requested: bool = True
     blank: bool = False
-    """The paper prints nothing here."""
+    """No value belongs here: the paper prints none."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class Plan:
     notes: Mapping[str, tuple[str, ...]]
     """By data set: what a reader of a table made from it must know."""
     overrides: Mapping[str, Mapping[str, Any]]
-    """By system: the settings that the user chose."""
+    """By system: the settings that the user changed with --set."""
+    unreached: Mapping[str, str] = field(default_factory=dict)
+    """By name of a language model that a dry run does not reach: why."""
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -91,6 +101,25 @@ class Plan:
         runs = dict.fromkeys(run for spot in self.spots if spot.requested for run in spot.runs)
         index, count = self.request.shard
         return tuple(run for at, run in enumerate(runs) if at % count == index - 1)
+
+    def chosen(self, run: Run) -> dict[str, Any]:
+        """The settings of a run's system that the user chose, with --llm or --set."""
+        return user_settings(self.request, self.overrides, run.paper, run.system)
+
+
+def user_settings(
+    request: Request, overrides: Mapping[str, Mapping[str, Any]], paper: str, name: str
+) -> dict[str, Any]:
+    """What --llm and --set ask of a system; --set wins."""
+    named = PAPERS[paper].SYSTEMS[name].backbone
+    llm = {named: request.llm} if named and request.llm else {}
+    return {**llm, **overrides.get(name, {})}
+
+
+def model_of(run: Run) -> str:
+    """Name of the language model behind a run; empty where there is none."""
+    named = PAPERS[run.paper].SYSTEMS[run.system].backbone
+    return getattr(run.settings, named) if named else ""
 
 
 def all_tables() -> list[Table]:
@@ -134,22 +163,31 @@ def plan(request: Request) -> Plan:
         )
     picked = pick_rows(request.rows, tables)
     planner = Planner(request, parse_overrides(request.overrides, tables))
-    printed = [table for table in tables if not table.is_figure]
-    spots = [spot for table in printed for spot in planner.spots(table, picked)]
-    planned = Plan(request, tuple(tables), tuple(spots), planner.notes, planner.overrides)
+    if request.llm and not any(system.backbone for system in systems_of(tables).values()):
+        raise RequestError(
+            f"--llm {request.llm}: no row of {', '.join(t.id for t in tables)} has a language model"
+        )
+    spots = [spot for table in tables for spot in planner.spots(table, picked)]
+    # Requested cells come first: what they look up also serves the others, which may not ask.
+    for at in sorted(range(len(spots)), key=lambda at: not spots[at].requested):
+        spots[at] = planner.decide(spots[at])
+    planned = Plan(
+        request, tuple(tables), tuple(spots), planner.notes, planner.overrides, planner.unreached
+    )
     if spots and not any(spot.requested for spot in spots):
         raise RequestError(
             f"--row {' --row '.join(request.rows)} has no cell on {request.dataset}. "
             f"See: python -m reprokit show {tables[0].id}"
         )
-    # Some missing data leaves empty cells; where nothing at all could be made the request is wrong.
-    if planner.missing and not planned.wanted:
-        raise DataError("; ".join(planner.missing.values()))
+    # What is missing leaves empty cells; where nothing at all could be made the request is wrong.
+    if (planner.missing or planner.unknown) and not planned.wanted:
+        lines = "; ".join([*planner.missing.values(), *planner.unknown.values()])
+        raise DataError(lines) if planner.missing else RequestError(lines)
     return planned
 
 
 class Planner:
-    """Makes the spots of tables; fingerprints each data set at most once."""
+    """Makes the spots of tables; fingerprints each data set and each model at most once."""
 
     def __init__(self, request: Request, overrides: Mapping[str, Mapping[str, Any]]) -> None:
         self.request = request
@@ -158,6 +196,11 @@ class Planner:
         self.known: dict[tuple[str, str, bool], tuple[str, str]] = {}
         self.missing: dict[str, str] = {}
         """Requested data sets that are not here, and what to do."""
+        self.models: dict[str, tuple[str, str]] = {}
+        self.unknown: dict[str, str] = {}
+        """Requested language models that cannot be found, and what to do."""
+        self.unreached: dict[str, str] = {}
+        """The same in a dry run, which goes on without them."""
 
     def actual(self, dataset: str) -> str:
         return f"demo-{dataset}" if self.request.preset == "demo" else dataset
@@ -180,8 +223,35 @@ class Planner:
                 self.known[paper, name, read] = (NO_DATA, "") if dry else ("", str(error))
         return self.known[paper, name, read]
 
+    def backbone(self, name: str, ask: bool) -> tuple[str, str]:
+        """(fingerprint, "") of a language model, or ("", why there is none).
+
+        Only with `ask` may it be looked for on another machine. A dry run goes on without it.
+        """
+        if not name:
+            return "", ""
+        if name not in self.models:
+            from reprokit.backbones import identify
+
+            digests = self.request.out / "fingerprints.json"
+            cache = digests if digests.is_file() or not self.request.dry_run else None
+            try:
+                self.models[name] = identify(name, cache, self.request.offline or not ask), ""
+            except RequestError as error:
+                self.models[name] = self.without_model(name, str(error), ask)
+        return self.models[name]
+
+    def without_model(self, name: str, reason: str, ask: bool) -> tuple[str, str]:
+        if not ask:
+            return "", NOT_REQUESTED
+        if self.request.dry_run:
+            self.unreached[name] = reason
+            return NO_MODEL, ""
+        self.unknown[name] = reason
+        return "", reason
+
     def spots(self, table: Table, picked: set[tuple[str, str]]) -> Iterator[Spot]:
-        """All cells of a table: the published rows, then our own."""
+        """All cells of a table, still without runs: the declared rows, then our own."""
         published = table.published
         columns = {column.name: column for column in table.columns}
         declared = {row.label: row for row in table.rows}
@@ -190,30 +260,33 @@ class Planner:
         for label in [label for label in asked if label in declared]:
             asked |= {declared[label].base, *declared[label].best_of} - {""}
         lines = [(declared.get(label), label in asked) for label in published.labels]
-        lines += [(row, True) for row in table.sanity]
+        # Our own rows run along, but none with a language model unless it is asked for.
+        systems = PAPERS[table.paper].SYSTEMS
+        for own in table.sanity:
+            cheap = not (own.system and systems[own.system].backbone)
+            lines.append((own, cheap or not picked or (table.id, own.label) in picked))
         for line, (row, requested) in enumerate(lines):
-            for name in published.header[table.labels :]:
-                ours = line >= len(published.rows)
-                blank = not ours and not published.cell(line, name)
-                column = columns.get(name)
-                spot = Spot(table, line, name, row, column, requested=requested, blank=blank)
-                yield self.decide(spot, ours)
+            for name in published.header[published.n_labels :]:
+                spot = Spot(table, line, name, row, columns.get(name), requested=requested)
+                if is_blank(spot):
+                    yield dataclasses.replace(spot, blank=True, requested=False)
+                else:
+                    inside = self.request.dataset in ("", dataset_of(spot))
+                    yield dataclasses.replace(spot, requested=requested and inside)
 
-    def decide(self, spot: Spot, ours: bool) -> Spot:
+    def decide(self, spot: Spot) -> Spot:
         """Add the runs, or the reason why there are none."""
-        row, column, request = spot.row, spot.column, self.request
-        if spot.blank or (ours and column and column.base_column):
-            return dataclasses.replace(spot, blank=True, requested=False)
-        dataset = (row.dataset if row else "") or (column.dataset if column else "")
-        asked = spot.requested and request.dataset in ("", dataset)
+        row, column = spot.row, spot.column
+        if spot.blank:
+            return spot
         if row is None or column is None or not (row.best_of or row.system or column.system):
-            reason = NOT_BUILT if asked else NOT_REQUESTED
-            return dataclasses.replace(spot, reason=reason, requested=asked)
+            reason = NOT_BUILT if spot.requested else NOT_REQUESTED
+            return dataclasses.replace(spot, reason=reason)
         if column.base_column or row.best_of:  # made from other cells
-            return dataclasses.replace(spot, requested=asked)
-        runs, missing = self.row_runs(spot.table, row, column, dataset, read=asked)
-        reason = missing if asked else NOT_REQUESTED
-        return dataclasses.replace(spot, runs=runs, reason=reason, requested=asked)
+            return spot
+        runs, missing = self.row_runs(spot.table, row, column, dataset_of(spot), spot.requested)
+        reason = missing if spot.requested else NOT_REQUESTED
+        return dataclasses.replace(spot, runs=runs, reason=reason)
 
     def row_runs(
         self, table: Table, row: Row, column: Column, dataset: str, read: bool
@@ -224,18 +297,52 @@ class Planner:
         fingerprint, missing = self.fingerprint(table.paper, dataset, read)
         if missing:
             return (), missing
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        chosen = {**column.settings, **row.settings, **self.overrides.get(name, {})}
+        users = user_settings(self.request, self.overrides, table.paper, name)
+        chosen = {**column.settings, **row.settings, **users}
         try:
             settings = system.configure(dataset, self.request.preset, chosen)
         except ValueError as error:
             raise RequestError(f"settings of {name} on {dataset}: {error}") from None
-        seeds = (self.request.seeds or table.seeds) if system.seeded else 1
-        actual = self.actual(dataset)
-        return tuple(
-            Run(table.paper, name, actual, settings, seed, fingerprint, system.revision, precision)
-            for seed in range(seeds)
-        ), ""
+        model = getattr(settings, system.backbone) if system.backbone else ""
+        backbone, missing = self.backbone(model, read)
+        if missing:
+            return (), missing
+        run = Run(
+            paper=table.paper,
+            system=name,
+            dataset=self.actual(dataset),
+            settings=settings,
+            seed=0,
+            fingerprint=fingerprint,
+            revision=system.revision,
+            precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+            backbone=backbone,
+        )
+        seeds = self.seeds(table) if system.is_seeded(settings) else 1
+        return tuple(dataclasses.replace(run, seed=seed) for seed in range(seeds)), ""
+
+    def seeds(self, table: Table) -> int:
+        """Runs per cell of a seeded system."""
+        own = table.seeds
+        if self.request.preset == "demo":
+            own = min(own, table.demo_seeds)
+        return self.request.seeds or own
+
+
+def dataset_of(spot: Spot) -> str:
+    """The data set that the row or else the column names."""
+    named = [part.dataset for part in (spot.row, spot.column) if part and part.dataset]
+    return named[0] if named else ""
+
+
+def is_blank(spot: Spot) -> bool:
+    """Whether no value belongs in a cell: print has none, or RelaImpr has nothing to refer to."""
+    table, derived = spot.table, bool(spot.column and spot.column.base_column)
+    if spot.line >= len(table.published.rows):
+        return derived
+    if table.is_figure:
+        return derived and not (spot.row and spot.row.base)
+    return not table.published.cell(spot.line, spot.name)
 
 
 def differences(source: Source, data_dir: Path) -> Iterator[str]:
@@ -260,18 +367,17 @@ def differences(source: Source, data_dir: Path) -> Iterator[str]:
 
 
 def pick_rows(texts: Sequence[str], tables: Sequence[Table]) -> set[tuple[str, str]]:
-    """Published rows by label: in each table an exact match (any case), else a part of it."""
-    printed = [table for table in tables if not table.is_figure]
+    """Rows by label, ours too: in each table an exact match (any case), else a part of it."""
     picked: set[tuple[str, str]] = set()
     for text in texts:
         found = set()
-        for table in printed:
-            labels = table.published.labels
+        for table in tables:
+            labels = labels_of(table)
             exact = [label for label in labels if label.lower() == text.lower()]
             parts = [label for label in labels if text.lower() in label.lower()]
             found |= {(table.id, label) for label in exact or parts}
         if not found:
-            known = [label for table in printed for label in table.published.labels]
+            known = [label for table in tables for label in labels_of(table)]
             raise RequestError(
                 f"no row '{text}' in {', '.join(t.id for t in tables)}{did_you_mean(text, known)} "
                 f"See: python -m reprokit show {tables[0].id}"
@@ -280,13 +386,23 @@ def pick_rows(texts: Sequence[str], tables: Sequence[Table]) -> set[tuple[str, s
     return picked
 
 
-def parse_overrides(texts: Sequence[str], tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    """`system.key=value` -> typed values by system; only systems that the tables use."""
+def labels_of(table: Table) -> list[str]:
+    return [*table.published.labels, *(row.label for row in table.sanity)]
+
+
+def systems_of(tables: Sequence[Table]) -> dict[str, System]:
+    """The systems behind some tables, by name."""
     systems: dict[str, System] = {}
     for table in tables:
         named = {row.system for row in (*table.rows, *table.sanity)}
         named |= {column.system for column in table.columns}
         systems |= {name: PAPERS[table.paper].SYSTEMS[name] for name in named if name}
+    return systems
+
+
+def parse_overrides(texts: Sequence[str], tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
+    """`system.key=value` -> typed values by system; only systems that the tables use."""
+    systems = systems_of(tables)
     parsed: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, dot, rest = text.partition(".")
@@ -319,7 +435,7 @@ def to_bool(text: str) -> bool:
 
 
 def downloads(planned: Plan) -> list[str]:
-    """What a dry run would have to fetch first: one line per missing data set."""
+    """What a dry run would have to fetch first: a line per missing data set and language model."""
     lines = {}
     for table in planned.tables:
         for name in table.datasets:
@@ -334,4 +450,21 @@ def downloads(planned: Plan) -> list[str]:
                 size = megabytes(registered.size) if registered.size else "size not known"
                 fetch = f"python -m reprokit data fetch {registered.name}"
                 lines[name] = f"{registered.name} ({size}): {fetch}"
-    return list(lines.values())
+    return [*lines.values(), *model_downloads(planned)]
+
+
+def model_downloads(planned: Plan) -> Iterator[str]:
+    """The language models of the requested runs that are not on this machine."""
+    for name in dict.fromkeys(model_of(run) for run in planned.wanted):
+        if not name:
+            continue
+        from reprokit.backbones import download_bytes
+
+        reason = planned.unreached.get(name, "")
+        try:
+            size = download_bytes(name)
+        except RequestError as error:
+            size, reason = 0, str(error)
+        if size or reason:
+            text = megabytes(size) if size else "size not known"
+            yield f"{name} ({text}): {reason or 'by the first run that uses it'}"

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,19 @@ def provenance(started: float, earlier: float = 0.0) -> dict[str, Any]:
 
         facts["threads"] = torch.get_num_threads()
         facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            facts["device_peak_memory"] = torch.cuda.max_memory_allocated()
     facts["precision"] = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return facts
+
+
+def reset_device_memory() -> None:
+    """Let `device_peak_memory` count from now on."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory() -> int:
@@ -43,15 +55,17 @@ def peak_memory() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+REQUIRED = ("torch", "accelerate", "numpy", "scipy", "scikit-learn", "polars")
+OPTIONAL = ("transformers", "peft", "tokenizers", "sentence-transformers")
+
+
 @cache
 def environment() -> dict[str, Any]:
     """Versions, hardware and commit; the same for all runs of a process."""
-    versions = {}
-    for package in ("torch", "accelerate", "numpy", "scipy", "scikit-learn", "polars"):
-        try:
+    versions = dict.fromkeys(REQUIRED, "absent")
+    for package in (*REQUIRED, *OPTIONAL):
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
     return {
         "reprokit": reprokit.__version__,
         "commit": commit(),

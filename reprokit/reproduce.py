@@ -19,11 +19,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from reprokit import figures
 from reprokit.data import Source
 from reprokit.datasets import DataError
-from reprokit.plan import NO_DATA, NOT_BUILT, PAPERS, Plan, Spot
+from reprokit.plan import NO_DATA, NO_MODEL, NOT_BUILT, PAPERS, Plan, Spot
 from reprokit.progress import Progress
-from reprokit.provenance import provenance
+from reprokit.provenance import provenance, reset_device_memory
 from reprokit.runs import (
     PRESETS,
     Estimate,
@@ -33,6 +36,7 @@ from reprokit.runs import (
     Run,
     Store,
     System,
+    Unavailable,
     atomic,
     write_json,
 )
@@ -41,6 +45,7 @@ from reprokit.tables import (
     Line,
     Rendered,
     Table,
+    csv_text,
     improvement,
     to_compare_csv,
     to_csv,
@@ -61,6 +66,8 @@ class Outcome:
     executed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     """By run id: the reason."""
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """By run id: why it cannot be made here, which is no failure."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """By data set: why it cannot be read."""
 
@@ -81,8 +88,9 @@ def execute(planned: Plan, quiet: bool = False) -> Outcome:
     # A run that failed before comes last, so that it holds up no other one.
     waiting = [run for run in wanted if store.load(run) is None]
     waiting.sort(key=lambda run: store.path(run, ".error.txt").is_file())
+    fresh = request.started if request.fresh else 0.0
     if processes > 1:
-        waiting = agree(wanted, waiting)
+        waiting, fresh = agree(wanted, waiting, fresh)
     outcome = Outcome(cached=len(wanted) - len(waiting))
     with Progress(len(waiting), quiet=quiet or not first) as progress:
         for reason in store.damaged.values():
@@ -94,9 +102,13 @@ def execute(planned: Plan, quiet: bool = False) -> Outcome:
                 progress.end_run("not started, its data cannot be read")
                 continue
             try:
-                result = execute_one(planned, run, store, progress, write=first)
+                result = execute_one(planned, run, store, progress, fresh, write=first)
             except RequestError:
                 raise
+            except Unavailable as error:  # raised by all processes alike
+                outcome.unavailable[run.id] = reason = " ".join(str(error).split())
+                progress.end_run(f"not made: {reason}")
+                continue
             except Exception as error:
                 reason = record_failure(store, run, error)
                 if processes > 1:
@@ -139,13 +151,20 @@ def record_failure(store: Store, run: Run, error: Exception) -> str:
 
 
 def execute_one(
-    planned: Plan, run: Run, store: Store, progress: Progress, write: bool
+    planned: Plan, run: Run, store: Store, progress: Progress, fresh: float, write: bool
 ) -> Mapping[str, Any]:
     """One run; the first process stores its result."""
     system: System = PAPERS[run.paper].SYSTEMS[run.system]
     request = planned.request
-    checkpoint = store.path(run, ".ckpt.safetensors")
-    job = Job(run, request.data_dir, checkpoint, request.checkpoint_seconds, progress)
+    job = Job(
+        run,
+        request.data_dir,
+        folder=request.out,
+        checkpoint_seconds=request.checkpoint_seconds,
+        progress=progress,
+        fresh=fresh,
+    )
+    reset_device_memory()
     started = time.time()
     result: Result = system.execute(job)
     if write:
@@ -158,8 +177,11 @@ def headline(metrics: Mapping[str, Any]) -> str:
     return ", ".join(shown) or f"{len(metrics)} numbers"
 
 
-def agree(wanted: Sequence[Run], waiting: Sequence[Run]) -> list[Run]:
-    """Every process executes what the first one found missing in the store, in its order."""
+def agree(wanted: Sequence[Run], waiting: Sequence[Run], fresh: float) -> tuple[list[Run], float]:
+    """Every process executes what the first one found missing in the store, in its order, and
+    takes its time for `--fresh`."""
+    if not wanted:
+        return [], fresh
     import torch
     from accelerate.utils import broadcast
 
@@ -167,11 +189,10 @@ def agree(wanted: Sequence[Run], waiting: Sequence[Run]) -> list[Run]:
 
     place = {run.id: at for at, run in enumerate(wanted)}
     order = [place[run.id] for run in waiting]
-    padded = torch.tensor(order + [-1] * (len(wanted) - len(order)), dtype=torch.int64)
-    if not len(padded):
-        return []
-    chosen = broadcast(padded.to(make_accelerator().device)).tolist()
-    return [wanted[at] for at in chosen if at >= 0]
+    padding = [-1] * (len(wanted) - len(order))
+    ours = torch.tensor([int(fresh * 1e6), *order, *padding], dtype=torch.int64)
+    microseconds, *chosen = broadcast(ours.to(make_accelerator().device)).tolist()
+    return [wanted[at] for at in chosen if at >= 0], microseconds / 1e6
 
 
 def abandon(run: Run, reason: str) -> None:
@@ -196,14 +217,31 @@ class Forecast:
 
     run: Run
     cached: bool
-    seconds: float
-    measured: bool
-    """True: a finished run with another seed took this long. False: an upper bound."""
-    estimate: Estimate
+    measured: float | None
+    """Seconds that a finished run with another seed took."""
+    estimate: Estimate | None
+    """Upper bounds; None where the size of its language model is not known."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Measured, else an upper bound, else not known."""
+        bound = self.estimate.seconds if self.estimate else None
+        return bound if self.measured is None else self.measured
 
     @property
     def needs_data(self) -> bool:
         return self.run.fingerprint == NO_DATA
+
+    @property
+    def needs_model(self) -> bool:
+        return self.run.backbone == NO_MODEL
+
+    @property
+    def state(self) -> str:
+        missing = ["data"] * self.needs_data + ["model"] * self.needs_model
+        if missing:
+            return f"needs {' and '.join(missing)}"
+        return "kept" if self.cached else "to make"
 
 
 def forecast(planned: Plan) -> list[Forecast]:
@@ -213,11 +251,12 @@ def forecast(planned: Plan) -> list[Forecast]:
     for run in planned.wanted:
         system: System = PAPERS[run.paper].SYSTEMS[run.system]
         source: Source = PAPERS[run.paper].DATASETS[run.dataset]
-        estimate = system.estimate(run.settings, source.sizes)
-        measured = times.get(run.kind)
+        try:
+            estimate = system.estimate(run.settings, source.sizes)
+        except RequestError:  # says that the model's size is not known, as its download does
+            estimate = None
         cached = store.load(run) is not None and not planned.request.fresh
-        seconds = estimate.seconds if measured is None else measured
-        lines.append(Forecast(run, cached, seconds, measured is not None, estimate))
+        lines.append(Forecast(run, cached, times.get(run.kind), estimate))
     return lines
 
 
@@ -234,11 +273,10 @@ def assemble(planned: Plan, outcome: Outcome) -> tuple[list[Rendered], int]:
     store, request = Store(planned.request.out), planned.request
     results = {run.id: stored for run in planned.runs if (stored := store.load(run))}
     whole = not (request.rows or request.dataset)
-    empty = whole and any(table.is_figure for table in planned.tables)
+    built = [table for table in planned.tables if table.published.rows]
+    empty = whole and len(built) < len(planned.tables)
     rendered = []
-    for table in planned.tables:
-        if table.is_figure:
-            continue
+    for table in built:
         spots = [spot for spot in planned.spots if spot.table.id == table.id]
         cells = fill(planned, spots, results, outcome)
         empty |= any(
@@ -286,6 +324,9 @@ def from_runs(planned: Plan, spot: Spot, results: Results, outcome: Outcome) -> 
     failures = [outcome.failed[run.id] for run in spot.runs if run.id in outcome.failed]
     if failures:
         return Cell(reason=f"{len(failures)} of {len(spot.runs)} runs failed: {failures[0]}")
+    unavailable = [run.id for run in spot.runs if run.id in outcome.unavailable]
+    if unavailable:
+        return Cell(reason=outcome.unavailable[unavailable[0]])
     finished = [results[run.id] for run in spot.runs if run.id in results]
     if len(finished) < len(spot.runs):
         done = f"{len(finished)} of {len(spot.runs)} runs finished"
@@ -360,7 +401,7 @@ def render(
         seeds=max((len(spot.runs) for spot in spots), default=1),
         command=planned.request.command,
         notes=tuple(dict.fromkeys(table_notes(planned, used, results))),
-        settings=tuple(dict.fromkeys(line for run in used for line in describe(planned, run))),
+        settings=tuple(settings_of(planned, used)),
     )
 
 
@@ -376,13 +417,25 @@ def changes(planned: Plan, spots: Sequence[Spot]) -> dict[int, str]:
 
 
 def table_notes(planned: Plan, used: Sequence[Run], results: Results) -> Iterator[str]:
-    """What a reader must know of the data and of the machines behind the numbers."""
+    """What a reader must know of the data, the runs and the machines behind the numbers."""
     for run in used:
         yield from planned.notes.get(run.dataset, ())
+    for run in used:
+        yield from results.get(run.id, {}).get("notes", ())
     facts = [results[run.id]["provenance"] for run in used if run.id in results]
     several = [fact["processes"] for fact in facts if fact["processes"] > 1]
     if several:
         yield f"{len(several)} of {len(facts)} runs were made by {several[0]} processes"
+
+
+def settings_of(planned: Plan, used: Sequence[Run]) -> Iterator[tuple[str, str, str, str]]:
+    """Each setting of a system on a data set once, with all its values and the first's reason."""
+    values: dict[tuple[str, str], dict[str, str]] = {}
+    for run in used:
+        for system, name, value, why in describe(planned, run):
+            values.setdefault((system, name), {}).setdefault(value, why)
+    for (system, name), found in values.items():
+        yield system, name, " / ".join(found), next(iter(found.values()))
 
 
 def describe(planned: Plan, run: Run) -> Iterator[tuple[str, str, str, str]]:
@@ -392,8 +445,7 @@ def describe(planned: Plan, run: Run) -> Iterator[tuple[str, str, str, str]]:
     dataset = run.dataset.removeprefix("demo-")
     for item in dataclasses.fields(run.settings):
         value = getattr(run.settings, item.name)
-        chosen = planned.overrides.get(run.system, {})
-        why = system.origin(item.name, dataset, request.preset, chosen)
+        why = system.origin(item.name, dataset, request.preset, planned.chosen(run))
         yield f"{run.system} on {run.dataset}", item.name, str(value), why or item.metadata["why"]
 
 
@@ -401,15 +453,28 @@ def folder_of(planned: Plan, table: Table) -> Path:
     return planned.request.out / planned.request.preset / table.paper
 
 
+def picture_of(planned: Plan, table: Table) -> Path:
+    return folder_of(planned, table) / f"{table.name}.png"
+
+
 def write(planned: Plan, rendered: Rendered, spots: Sequence[Spot], results: Results) -> None:
-    """`table3.csv`, `.md`, `.compare.csv` and `.json`."""
+    """`table3.csv`, `.md`, `.compare.csv` and `.json`; for a figure also `.png`.
+
+    Of a scatter figure `.csv` holds the points, and `.summary.csv` its numbers.
+    """
     table = rendered.table
     base = folder_of(planned, table)
-    for suffix, text in (
-        (".csv", to_csv(rendered)),
-        (".md", to_markdown(rendered)),
-        (".compare.csv", to_compare_csv(rendered)),
-    ):
+    points = points_of(planned, spots, results) if table.draw == "scatter" else {}
+    picture = picture_of(planned, table)
+    drawn = table.is_figure and draw(rendered, points, picture)
+    texts = {
+        ".csv": to_csv(rendered),
+        ".md": to_markdown(rendered, picture.name if drawn else ""),
+        ".compare.csv": to_compare_csv(rendered),
+    }
+    if table.draw == "scatter":
+        texts |= {".summary.csv": texts[".csv"], ".csv": to_points_csv(points)}
+    for suffix, text in texts.items():
         with atomic(base / f"{table.name}{suffix}") as file:
             file.write(text)
     runs = dict.fromkeys(run for spot in spots for run in spot.runs)
@@ -434,6 +499,52 @@ def write(planned: Plan, rendered: Rendered, spots: Sequence[Spot], results: Res
             "seconds": round(sum(one["provenance"]["seconds"] for one in stored), 3),
         },
     )
+
+
+POINTS = {
+    "item": "points/items",
+    "title": "points/titles",
+    "modality": "points/modality",
+    "x": "points/x",
+    "y": "points/y",
+}
+"""Columns of a scatter figure's CSV, beside the data set, and the arrays of a run behind them."""
+
+
+def points_of(planned: Plan, spots: Sequence[Spot], results: Results) -> dict[str, np.ndarray]:
+    """The points kept with the first seed's run of each data set, as columns of equal length."""
+    store = Store(planned.request.out)
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for run in dict.fromkeys(spot.runs[0] for spot in spots if spot.runs):
+        stored = results.get(run.id)
+        if stored and run.dataset not in parts and POINTS["x"] in stored["predictions"]["columns"]:
+            kept = store.predictions(run)
+            part = {name: kept[array] for name, array in POINTS.items()}
+            parts[run.dataset] = {"dataset": np.full(len(part["x"]), run.dataset), **part}
+    names = ("dataset", *POINTS) if parts else ()
+    return {name: np.concatenate([part[name] for part in parts.values()]) for name in names}
+
+
+def to_points_csv(points: Mapping[str, np.ndarray]) -> str:
+    """One line per point."""
+    names = ["dataset", *POINTS]
+    columns = [
+        [f"{value:.6g}" if name in "xy" else str(value) for value in points.get(name, ())]
+        for name in names
+    ]
+    return csv_text([names, *(list(row) for row in zip(*columns, strict=True))])
+
+
+def draw(rendered: Rendered, points: Mapping[str, np.ndarray], path: Path) -> bool:
+    """Draw what is finished, and say whether that is anything; if not, no picture is left."""
+    scatter = rendered.table.draw == "scatter"
+    cells = [cell for line in rendered.lines for cell in line.cells]
+    if not (points if scatter else any(figures.drawable(cell) for cell in cells)):
+        path.unlink(missing_ok=True)
+        return False
+    figure = figures.scatter(points, rendered) if scatter else figures.bars(rendered)
+    figures.save(figure, path)
+    return True
 
 
 def progress_of(out: Path, table: Table) -> str:

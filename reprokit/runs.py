@@ -6,8 +6,9 @@ choose the same settings share the run, and so do all tables. In the store:
 
 - `runs/<id>.json`: metrics, settings, what chose the model, provenance, and its own digest.
 - `runs/<id>.npz`: predictions (ids, labels, scores); every metric can be recomputed from them.
-- `runs/<id>.ckpt.safetensors`: the state of an unfinished run.
 - `runs/<id>.error.txt`: the traceback of a failed one.
+- `stages/<id>.safetensors`: a trained stage, such as a CF model or an adapter, shared by every run
+  that needs it; `<id>.ckpt.safetensors`: one that is still being trained.
 
 A result counts once its JSON file stands, which is written last, and only while both files are as
 they were written: a damaged result is made again, never believed.
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -38,9 +39,17 @@ class RequestError(ValueError):
     """What the user asked for cannot be: one line that says what, and what to do."""
 
 
-def setting(default: Any, why: str) -> Any:
-    """A field of a settings dataclass: its default and the reason, shown under the tables."""
-    return field(default=default, metadata={"why": why})
+class Unavailable(RuntimeError):
+    """A run that cannot be made here, such as one that needs a key: its cells stay empty and say
+    why in one line. Nothing has failed."""
+
+
+def setting(default: Any, why: str, named: bool = False) -> Any:
+    """A field of a settings dataclass: its default and the reason, shown under the tables.
+
+    `named`: it tells the rows of a system apart, and stands in a run's title.
+    """
+    return field(default=default, metadata={"why": why, "named": named})
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,8 @@ class Run:
     """Of the system's code: raised when a change moves its numbers."""
     precision: str = "no"
     """Mixed precision of the launch configuration."""
+    backbone: str = ""
+    """Fingerprint of the pretrained model behind it; empty where there is none."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,7 +97,13 @@ class Run:
 
     @property
     def title(self) -> str:
-        return f"{self.paper} {self.system} on {self.dataset}, seed {self.seed}"
+        named = [
+            str(value) if isinstance(value, str) else item.name
+            for item in fields(self.settings)
+            if item.metadata.get("named") and (value := getattr(self.settings, item.name))
+        ]
+        system = f"{self.system} ({', '.join(named)})" if named else self.system
+        return f"{self.paper} {system} on {self.dataset}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,8 @@ class Result:
     """Counts of the data set as loaded."""
     deviations: tuple[str, ...] = ()
     """What keeps the numbers from being compared with print, such as a substitute backbone."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the table must know of this run, such as prompts that were shortened."""
     earlier_seconds: float = 0.0
     """Time spent by earlier starts of a resumed run."""
 
@@ -113,9 +132,12 @@ class Job:
 
     run: Run
     data_dir: Path
-    checkpoint: Path
+    folder: Path
+    """Of the results (`--out`); trained stages are kept in it and shared by the runs."""
     checkpoint_seconds: float
     progress: Progress
+    fresh: float = 0.0
+    """Unix time: stages made earlier are made again (`--fresh`)."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +148,8 @@ class System:
     execute: Callable[[Job], Result]
     estimate: Callable[[Any, Mapping[str, int]], Estimate]
     """(settings, sizes of the data set) -> an upper bound."""
-    seeded: bool = True
-    """False: the outcome does not depend on a seed, one run is enough."""
+    seeded: bool | Callable[[Any], bool] = True
+    """False, or false for some settings: no seed decides the outcome, and one run is enough."""
     revision: int = 1
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ by data set."""
@@ -135,12 +157,17 @@ class System:
     """Settings that differ by preset; they win over the data set's."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why a data set or a preset has settings of its own."""
+    backbone: str = ""
+    """Name of the setting that names a language model; empty where there is none."""
 
     def configure(self, dataset: str, preset: str, chosen: Mapping[str, Any]) -> Any:
         """Defaults, then the data set's, the preset's, and the user's settings."""
         return self.settings(
             **{**self.tuned.get(dataset, {}), **self.presets.get(preset, {}), **chosen}
         )
+
+    def is_seeded(self, settings: Any) -> bool:
+        return self.seeded if isinstance(self.seeded, bool) else self.seeded(settings)
 
     def origin(self, name: str, dataset: str, preset: str, chosen: Mapping[str, Any]) -> str:
         """Where a setting's value comes from; empty for its default."""
@@ -199,13 +226,13 @@ class Store:
             "metrics": result.metrics,
             "selection": result.selection,
             "deviations": list(result.deviations),
+            "notes": list(result.notes),
             "data": result.data,
             "predictions": {"columns": sorted(result.predictions), "sha256": sha256},
             "provenance": provenance,
         }
         write_json(self.path(run), {**content, "digest": digest(content)})
-        for suffix in (".ckpt.safetensors", ".error.txt"):
-            self.path(run, suffix).unlink(missing_ok=True)
+        self.path(run, ".error.txt").unlink(missing_ok=True)
         self.sweep(run)
 
     def predictions(self, run: Run) -> dict[str, np.ndarray]:
@@ -213,7 +240,7 @@ class Store:
             return {name: file[name] for name in file.files}
 
     def discard(self, run: Run) -> None:
-        for suffix in (".json", ".npz", ".ckpt.safetensors", ".error.txt"):
+        for suffix in (".json", ".npz", ".error.txt"):
             self.path(run, suffix).unlink(missing_ok=True)
         self.sweep(run)
 

@@ -33,6 +33,9 @@ class SASRec(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        self.dim = dim
+        self.settings = {"n_items": n_items, "dim": dim, "init_std": init_std, "max_len": max_len}
+        self.settings |= {"blocks": blocks, "heads": heads, "dropout": dropout}
         self.scale = dim**0.5
         self.items = table(n_items, dim, init_std)
         self.positions = table(max_len, dim, init_std)
@@ -50,6 +53,10 @@ class SASRec(nn.Module):
         # Only the last state is read, so the last block computes one query: (B, L, D) -> (B, 1, D).
         x = self.blocks[-1](x, real, last_only=True)
         return self.norm(x[:, -1])
+
+    def embed(self, users: Tensor, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """A user is the state after the history, of which the last `max_len` items are read."""
+        return self.encode(histories[:, -len(self.positions.weight) :]), self.items.weight
 
     def score(self, histories: Tensor, items: Tensor) -> Tensor:
         return (self.encode(histories) * self.items(items)).sum(-1)  # (B,)

@@ -38,6 +38,8 @@ class Column:
     """Largest difference from print that counts as reproduced; 0 asks for equality."""
     definition: str = ""
     """Key of `metrics.METRICS`, shown in the protocol card."""
+    decimals: int = 4
+    """Digits shown where the paper prints none to follow."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One published table (or, with no CSV, a figure)."""
+    """One published table, or a figure: of that the paper prints a picture, and no CSV stands
+    behind it. A figure that declares no rows is not built yet."""
 
     id: str
     title: str
@@ -71,7 +74,13 @@ class Table:
     """Rows that the paper lacks, printed under its own and marked as ours."""
     labels: int = 1
     """Number of label columns of the published CSV."""
+    label_header: str = "Variant"
+    """Header of a figure's label column."""
+    draw: str = "bars"
+    """A figure as "bars" over its cells, or as "scatter" of the points kept with its runs."""
     seeds: int = 5
+    demo_seeds: int = 2
+    """In their place in the demo preset, where they are fewer."""
     choose: str = "valid/auc"
     """Validation metric by which a best-of row chooses; the mean over seeds, higher is better."""
     protocol: tuple[tuple[str, str], ...] = ()
@@ -93,7 +102,13 @@ class Table:
 
     @cached_property
     def published(self) -> Published:
-        return read_published(self)
+        return figure_frame(self) if self.is_figure else read_published(self)
+
+    def decimals(self, column: str) -> int:
+        """Digits of a column: as printed, else as declared."""
+        printed = self.published.decimals(column)
+        declared = (one.decimals for one in self.columns if one.name == column)
+        return next(declared, 0) if printed is None else printed
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -117,10 +132,11 @@ class Published:
     def cell(self, row: int, column: str) -> str:
         return self.rows[row][self.header.index(column)]
 
-    def decimals(self, column: str) -> int:
-        """The most decimals printed in a column."""
+    def decimals(self, column: str) -> int | None:
+        """The most decimals printed in a column; None where nothing is printed."""
         at = self.header.index(column)
-        return max((len(row[at].partition(".")[2]) for row in self.rows), default=0)
+        printed = [row[at] for row in self.rows if row[at]]
+        return max((len(cell.partition(".")[2]) for cell in printed), default=None)
 
 
 def row_label(labels: Sequence[str]) -> str:
@@ -148,6 +164,13 @@ def read_published(table: Table) -> Published:
         if declared.label not in published.labels:
             raise ValueError(f"{path} has no row '{declared.label}', which {table.id} declares")
     return published
+
+
+def figure_frame(table: Table) -> Published:
+    """The table behind a figure: what is declared, and no number."""
+    header = (table.label_header, *(column.name for column in table.columns))
+    empty = ("",) * len(table.columns)
+    return Published(header, tuple((row.label, *empty) for row in table.rows), 1)
 
 
 # --- cells --------------------------------------------------------------------------------------
@@ -268,7 +291,7 @@ def to_csv(rendered: Rendered) -> str:
     names = published.header[published.n_labels :]
     rows = [
         [*line.labels]
-        + [shown(c, published.decimals(n)) for n, c in zip(names, line.cells, strict=True)]
+        + [shown(c, rendered.table.decimals(n)) for n, c in zip(names, line.cells, strict=True)]
         for line in rendered.lines
         if not line.ours
     ]
@@ -342,7 +365,7 @@ def to_grid(rendered: Rendered) -> str:
         first = line.labels[0] + (" (ours)" if line.ours else "") + (" *" if line.note else "")
         rows.append([first, *line.labels[1:]])
         for column, cell, printed in columns_of(rendered, line):
-            decimals = published.decimals(column.name)
+            decimals = rendered.table.decimals(column.name)
             text = shown(cell, decimals)
             if cell.std is not None:
                 text += f" ± {fixed(cell.std, decimals)}"
@@ -363,14 +386,32 @@ def reasons(rendered: Rendered) -> dict[str, int]:
 
 
 def footnotes(rendered: Rendered) -> list[str]:
-    """What stands right under the table: why cells are empty, and what marks a row."""
+    """What stands right under the table: why cells are empty, what marks a row, and what keeps
+    rows from being compared with print."""
     lines = [f"[{mark}] {reason}" for reason, mark in reasons(rendered).items()]
     lines += [f"* {row_label(line.labels)}: {line.note}" for line in rendered.lines if line.note]
+    if rendered.preset != "demo":  # there the whole table cannot be compared
+        lines += [
+            f"not comparable with the paper: {', '.join(rows)}: {reason}"
+            for reason, rows in unlike_rows(rendered).items()
+        ]
     return lines
 
 
-def to_markdown(rendered: Rendered) -> str:
-    """The table with everything a reader needs to judge it."""
+def unlike_rows(rendered: Rendered) -> dict[str, list[str]]:
+    """By reason: the rows that have a cell which cannot be compared with print."""
+    found: dict[str, list[str]] = {}
+    for line in rendered.lines:
+        for reason in dict.fromkeys(cell.unlike for cell in line.cells if cell.unlike):
+            found.setdefault(reason, []).append(row_label(line.labels))
+    return found
+
+
+NO_NUMBERS = "the paper prints a picture and no numbers"
+
+
+def to_markdown(rendered: Rendered, picture: str = "") -> str:
+    """The table with everything a reader needs to judge it; `picture` is a figure's file name."""
     table = rendered.table
     parts = [f"# {table.id}: {table.title}"]
     if rendered.preset == "demo":
@@ -378,16 +419,13 @@ def to_markdown(rendered: Rendered) -> str:
             "**These numbers are not comparable with the paper's**: the `demo` preset runs small "
             "models on synthetic data. Use `--preset small` or `--preset paper` for real data."
         )
-    several = f"mean ± standard deviation over {rendered.seeds} seeds"
-    several = several if rendered.seeds > 1 else "one seed"
-    parts.append(
-        f"Each cell: ours ({several}), the published number in brackets. Preset "
-        f"`{rendered.preset}`."
-    )
+    parts.append(reading(rendered))
+    if picture:
+        parts.append(f"![{table.title}]({picture})")
     parts.append(to_grid(rendered))
     if notes := footnotes(rendered):
         parts.append("\n".join(("\\" if note[0] == "*" else "") + note + "  " for note in notes))
-    if rendered.preset != "demo":
+    if rendered.preset != "demo" and not table.is_figure:
         parts.append(verdicts(rendered))
     if any(line.ours for line in rendered.lines):
         parts.append("Rows marked (ours) are sanity checks that the paper does not print.")
@@ -404,6 +442,17 @@ def to_markdown(rendered: Rendered) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def reading(rendered: Rendered) -> str:
+    """How to read a cell."""
+    several = f"mean ± standard deviation over {rendered.seeds} seeds"
+    several = several if rendered.seeds > 1 else "one seed"
+    if rendered.table.is_figure:
+        text = f"Each cell: ours ({several}); {NO_NUMBERS}, so there is nothing to compare with."
+    else:
+        text = f"Each cell: ours ({several}), the published number in brackets."
+    return f"{text} Preset `{rendered.preset}`."
+
+
 def verdicts(rendered: Rendered) -> str:
     """Every cell that has both our number and a published one, and the rule that judges it."""
     rows = [("Row", "Column", "Ours", "Published", "Difference", "Verdict")]
@@ -412,7 +461,7 @@ def verdicts(rendered: Rendered) -> str:
         value = number(printed)
         if not cell.values or value is None:
             continue
-        decimals = rendered.table.published.decimals(column.name)
+        decimals = rendered.table.decimals(column.name)
         word = verdict(cell, printed, column.tolerance)
         ours, gap = fixed(cell.mean, decimals), f"{cell.mean - value:+.{decimals}f}"
         rows.append((row_label(line.labels), column.name, ours, printed, gap, word))
@@ -441,6 +490,13 @@ def protocol(rendered: Rendered) -> str:
 
 
 def to_text(table: Table) -> str:
-    """The published table, for `show`."""
+    """The published table, for `show`; of a figure our rows."""
     published = table.published
-    return grid([published.header, *published.rows])
+    if not table.is_figure:
+        return grid([published.header, *published.rows])
+    if not published.rows:
+        return f"A figure: {NO_NUMBERS}. Not built yet."
+    empty = ("",) * len(table.columns)
+    ours = [(f"{row.label} (ours)", *empty) for row in table.sanity]
+    rows = grid([published.header, *published.rows, *ours])
+    return f"A figure: {NO_NUMBERS}. Our rows:\n\n{rows}"

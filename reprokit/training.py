@@ -8,25 +8,28 @@ What a run may rely on:
 - Early stopping watches a validation metric; the best state is restored at the end.
 - A checkpoint holds all that decides the next step (model, optimiser, position, best state, random
   generators), as safetensors with a JSON header, so that a killed run ends with the same bytes.
+- A finished stage (a CF model, an adapter) is kept by what decides it, and every run that needs the
+  same stage loads it: `stage`.
 - A loss that is not finite stops the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -39,7 +42,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from reprokit.progress import Progress
-from reprokit.runs import RequestError, replacing
+from reprokit.runs import Job, RequestError, digest, replacing
 
 Batch = Callable[[np.ndarray], dict[str, Tensor]]
 """Row numbers (B,) -> the model's inputs, as CPU tensors with B rows each."""
@@ -64,14 +67,18 @@ class Fit:
     patience: int
     """Evaluations without a better validation metric before the run stops."""
     weight_decay: float = 0.0
-    """Coupled L2 with "adam", decoupled with "adamw"."""
+    """Coupled L2 with "adam"; decoupled, and not on vectors such as biases, with "adamw"."""
     optimizer: str = "adam"
+    epoch_rows: int = 0
+    """Rows between two validations; 0: all training rows."""
     micro_batch: int = 0
     """Rows held at once by one process, the rest accumulated exactly; 0: its whole share."""
     warmup: int = 0
     """Steps of linear warm-up."""
     schedule: str = "constant"
-    """"constant", or "cosine" down to zero at the last step of the last epoch."""
+    """"constant", or "cosine" down to `floor` at the last step of the last epoch."""
+    floor: float = 0.0
+    """Step size that the cosine ends at."""
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     eval_batch: int = 4096
@@ -130,6 +137,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 20.0,
     progress: Progress | None = None,
+    lengths: np.ndarray | None = None,
 ) -> Fitted:
     """Train a model and return it in its best state by `monitor` (higher is better).
 
@@ -142,6 +150,7 @@ def fit(
         checkpoint: file to resume from and to write to; the caller removes it once the result is
             kept.
         checkpoint_seconds: time between checkpoints; it changes no result.
+        lengths: (rows,), to put rows of like length into one batch; None: batches at random.
 
     Raises:
         FloatingPointError: the loss or the monitored metric is not finite.
@@ -152,7 +161,8 @@ def fit(
     wrapped, optimizer = accelerator.prepare(
         Objective(model, loss), make_optimizer(model, settings)
     )
-    steps_per_epoch = math.ceil(rows / settings.batch_size)
+    order = Order(seed, rows, settings.batch_size, lengths)
+    steps_per_epoch = math.ceil((settings.epoch_rows or rows) / settings.batch_size)
     total = settings.max_epochs * steps_per_epoch
     loop = Loop(accelerator, wrapped, optimizer, Record(monitor), checkpoint)
     fitted = Fitted(accelerator, wrapped, settings.eval_batch, loop.record)
@@ -163,22 +173,167 @@ def fit(
     saved = time.monotonic()
 
     while loop.epoch < settings.max_epochs and not loop.stopped(settings.patience):
-        order = generator(seed, "order", loop.epoch).permutation(rows)
         wrapped.train()
         while loop.step < steps_per_epoch:
-            start, done = loop.step * settings.batch_size, loop.epoch * steps_per_epoch + loop.step
+            done = loop.epoch * steps_per_epoch + loop.step
             set_lr(optimizer, settings, done, total)
-            chosen = order[start : start + settings.batch_size]
+            chosen = order[done]
             loop.loss_sum += step(accelerator, wrapped, optimizer, batch, chosen, settings)
-            loop.step += 1
+            loop.step, loop.rows = loop.step + 1, loop.rows + len(chosen)
             progress.step(done + 1, f"epoch {loop.epoch + 1}, {describe(loop.record)}")
             if checkpoint and loop.due(saved, checkpoint_seconds):
                 loop.save()
                 saved = time.monotonic()
-        loop.end_epoch(evaluate(fitted.predict), rows)
+        loop.end_epoch(evaluate(fitted.predict))
     loop.restore_best()
     fitted.earlier_seconds = loop.earlier_seconds
     return fitted
+
+
+class Order:
+    """The rows of each step, a function of (seed, step) alone.
+
+    Every pass over the rows is a new permutation. With `lengths`, windows of 32 batches are sorted
+    by length before they are cut, so that a batch needs little padding, and the batches of a pass
+    are shuffled again.
+    """
+
+    def __init__(self, seed: int, rows: int, size: int, lengths: np.ndarray | None) -> None:
+        self.seed, self.rows, self.size, self.lengths = seed, rows, size, lengths
+        self.per_pass = math.ceil(rows / size)
+        self.number, self.batches = -1, [np.empty(0, np.int64)]
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        number, at = divmod(step, self.per_pass)
+        if number != self.number:
+            self.number, self.batches = number, self.cut(number)
+        return self.batches[at]
+
+    def cut(self, number: int) -> list[np.ndarray]:
+        rng = generator(self.seed, "order", number)
+        order = rng.permutation(self.rows)
+        if self.lengths is None:
+            return [order[start : start + self.size] for start in range(0, self.rows, self.size)]
+        window = 32 * self.size
+        for start in range(0, self.rows, window):
+            part = order[start : start + window]
+            order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        batches = [order[start : start + self.size] for start in range(0, self.rows, self.size)]
+        return [batches[at] for at in rng.permutation(len(batches))]
+
+
+REVISION = 1
+"""Of the loop: raised when a change moves the numbers of every trained stage."""
+
+
+def stage(
+    job: Job,
+    accelerator: Accelerator,
+    model: nn.Module,
+    what: Mapping[str, Any],
+    loss: Loss,
+    batch: Batch,
+    rows: int,
+    evaluate: Callable[[Predict], dict[str, float]],
+    settings: Fit,
+    monitor: str = "auc",
+    lengths: np.ndarray | None = None,
+) -> Fitted:
+    """`fit`, done once for all runs: a stage that is kept is loaded and not trained again.
+
+    `what` names the stage and all that decides it beside the seed, the data, the precision and
+    `settings`: the model's settings, and the ids of the stages and backbones that it stands on.
+    `Fitted.id` is the stage's own.
+    """
+    run = job.run
+    identity = {
+        **what,
+        "fit": asdict(settings),
+        "monitor": monitor,
+        "seed": run.seed,
+        "dataset": run.dataset,
+        "fingerprint": run.fingerprint,
+        "precision": run.precision,
+        "revision": REVISION,
+    }
+    name = digest(identity)[:20]
+    kept = job.folder / "stages" / f"{name}.safetensors"
+    checkpoint = kept.with_suffix(".ckpt.safetensors")
+    if accelerator.is_main_process:
+        for path in (kept, checkpoint):
+            if path.is_file() and path.stat().st_mtime < job.fresh:
+                path.unlink()
+    found = [load_stage(kept, job.progress) if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if found[0] is not None:
+        header, tensors = found[0]
+        wrapped = accelerator.prepare(Objective(model, loss))
+        restored = Loop(accelerator, wrapped, None, Record(monitor), None)
+        restored.check_shapes("", tensors)
+        set_model_state_dict(wrapped, dict(tensors), options=LOOSE)
+        vars(restored.record).update(header["record"])
+        return Fitted(accelerator, wrapped, settings.eval_batch, restored.record, id=name)
+    fitted = fit(
+        accelerator,
+        model,
+        loss,
+        batch,
+        rows,
+        evaluate,
+        settings,
+        run.seed,
+        monitor,
+        checkpoint,
+        job.checkpoint_seconds,
+        job.progress,
+        lengths,
+    )
+    fitted.id = name
+    save_stage(kept, identity, fitted)
+    if accelerator.is_main_process:
+        checkpoint.unlink(missing_ok=True)
+    return fitted
+
+
+def save_stage(path: Path, identity: Mapping[str, Any], fitted: Fitted) -> None:
+    """The trained parameters and what chose them; the first process writes."""
+    state = get_model_state_dict(fitted.wrapped, options=STATE)
+    if fitted.accelerator.is_main_process:
+        tensors = {
+            name: value.detach().cpu().contiguous()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        header = {"what": identity, "record": vars(fitted.record), "sha256": content(tensors)}
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"reprokit": json.dumps(header)})
+    fitted.accelerator.wait_for_everyone()
+
+
+def load_stage(path: Path, progress: Progress) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Header and parameters of a kept stage; None where there is none, or none to believe."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["reprokit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if content(tensors) != header["sha256"]:
+            raise ValueError("its content is not what was written")
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        progress.note(f"a kept stage is damaged and made again: {path}: {error}")
+        return None
+    return header, tensors
+
+
+def content(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 @dataclass
@@ -191,6 +346,19 @@ class Fitted:
     record: Record
     earlier_seconds: float = 0.0
     """Time spent by earlier starts of a resumed run."""
+    id: str = ""
+    """Of the stage, where it is kept."""
+
+    def selection(self) -> dict[str, Any]:
+        """What chose the model, for the run's record."""
+        record = self.record
+        return {
+            "split": "valid",
+            "metric": record.monitor,
+            "value": record.best,
+            "epoch": record.best_epoch + 1,
+            "epochs": len(record.epochs),
+        }
 
     def predict(self, batch: Batch, rows: int) -> np.ndarray:
         """Scores of all rows in order, (rows,) float32; each is computed by one process."""
@@ -259,13 +427,19 @@ def shares(rows: np.ndarray, accelerator: Accelerator) -> tuple[np.ndarray, np.n
 
 def make_optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     """Adam or AdamW over the trainable parameters, fused: one pass over the weights per step."""
+    # With AdamW, as in CoLLM and most recipes of its kind, biases and norms do not decay.
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if settings.optimizer not in kinds:
         raise ValueError(f"optimizer must be one of {', '.join(kinds)}, got '{settings.optimizer}'")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return kinds[settings.optimizer](
-        trainable, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
+    if not trainable:
+        raise ValueError("nothing to train: every parameter of the model is frozen")
+    plain = [p for p in trainable if p.dim() > 1 or settings.optimizer == "adam"]
+    vectors = [p for p in trainable if p.dim() <= 1 and settings.optimizer == "adamw"]
+    groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": settings.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    return kinds[settings.optimizer](groups, lr=settings.lr, fused=True)
 
 
 def set_lr(optimizer: Any, settings: Fit, step: int, total: int) -> None:
@@ -273,7 +447,8 @@ def set_lr(optimizer: Any, settings: Fit, step: int, total: int) -> None:
     scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     if settings.schedule == "cosine":
         past = max(0, step - settings.warmup) / max(1, total - settings.warmup)
-        scale *= 0.5 * (1 + math.cos(math.pi * past))
+        floor = settings.floor / settings.lr
+        scale *= floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * past))
     elif settings.schedule != "constant":
         raise ValueError(f"schedule must be constant or cosine, got '{settings.schedule}'")
     for group in optimizer.param_groups:
@@ -292,9 +467,9 @@ class Loop:
         checkpoint: Path | None,
     ) -> None:
         self.accelerator, self.wrapped = accelerator, wrapped
-        self.optimizer = optimizer.optimizer  # the bare one, beneath Accelerate's
+        self.optimizer = optimizer and optimizer.optimizer  # the bare one, beneath Accelerate's
         self.record, self.checkpoint = record, checkpoint
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.rows = 0
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.best: dict[str, Tensor] = {}
         self.started = time.monotonic()
@@ -311,15 +486,15 @@ class Loop:
         votes = self.accelerator.gather(torch.tensor([float(late)], device=self.accelerator.device))
         return bool(votes[0])
 
-    def end_epoch(self, metrics: dict[str, float], rows: int) -> None:
-        mean_loss = float(self.accelerator.gather(self.loss_sum[None]).sum()) / rows
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        mean_loss = float(self.accelerator.gather(self.loss_sum[None]).sum()) / self.rows
         finite(mean_loss, f"training loss of epoch {self.epoch + 1}")
         value = finite(metrics[self.record.monitor], f"validation {self.record.monitor}")
         self.record.epochs.append({"loss": mean_loss, **metrics})
         if value > self.record.best:
             self.record.best, self.record.best_epoch = value, self.epoch
             self.best = {name: tensor.cpu().clone() for name, tensor in self.model_state().items()}
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self.rows = self.epoch + 1, 0, 0
         self.loss_sum.zero_()
 
     def restore_best(self) -> None:
@@ -344,6 +519,7 @@ class Loop:
         header = {
             "epoch": self.epoch,
             "step": self.step,
+            "rows": self.rows,
             "record": vars(self.record),
             "groups": optimizer["param_groups"],
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
@@ -391,7 +567,7 @@ class Loop:
             self.accelerator.scaler.load_state_dict(header["scaler"])
         self.best = part("best/")
         vars(self.record).update(header["record"])
-        self.epoch, self.step = header["epoch"], header["step"]
+        self.epoch, self.step, self.rows = header["epoch"], header["step"], header["rows"]
         self.earlier_seconds = header["seconds"]
         mine = self.accelerator.process_index
         self.loss_sum += tensors["loss_sum"][mine].to(self.loss_sum)
@@ -411,8 +587,11 @@ class Loop:
         for name, value in self.surroundings().items():
             if header[name] != value:
                 raise ValueError(f"{name} was {header[name]}, now {value}")
-        ours = {f"model/{name}": value.shape for name, value in self.model_state().items()}
-        theirs = {name: value.shape for name, value in tensors.items() if name.startswith("model/")}
+        self.check_shapes("model/", tensors)
+
+    def check_shapes(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        ours = {f"{prefix}{name}": value.shape for name, value in self.model_state().items()}
+        theirs = {name: value.shape for name, value in tensors.items() if name.startswith(prefix)}
         if ours != theirs:
             raise ValueError("its parameters are not this model's")
 

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, launch, reprokit
 
-from reprokit import cli
+from reprokit import ccf_llm, cli
+from reprokit.runs import Estimate, Job, RequestError, Result, System, Unavailable, setting
+from reprokit.tables import Column, Row, Table
 
 MF = ("reproduce", "ccf_llm/table3", "--row", "MF", "--dataset", "ml-1m", "--seeds", "1")
 
@@ -22,7 +25,8 @@ def test_help_and_list_load_neither_torch_nor_scikit_learn(tmp_path: Path):
         "import sys; from reprokit.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'sklearn', 'scipy', 'polars', 'rich'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'polars', 'rich', 'matplotlib'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     for arguments in (["--help"], ["list"], ["show", "table3"], ["reproduce", "--help"]):
@@ -43,6 +47,7 @@ def test_help_and_list_load_neither_torch_nor_scikit_learn(tmp_path: Path):
         (("data", "fetch", "ml1m"), "Did you mean 'ml-1m'?"),
         (("data", "stats", "ml-1m", "--data-dir", "nowhere"), "ratings.dat is missing"),
         (("repro",), "invalid choice"),
+        (("reproduce", "ccf_llm/table1", "--llm", "tiny"), "--llm tiny: no row of ccf_llm/table1"),
     ],
 )
 def test_a_wrong_request_ends_with_one_line_and_status_2(
@@ -68,6 +73,13 @@ def test_show_prints_the_published_table(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["show", "ccf_llm/table3"]) == 0
     shown = capsys.readouterr().out
     assert "| CCF-LLM (SASRec)   | 0.7526" in shown
+
+
+def test_show_says_that_of_a_figure_the_paper_prints_a_picture(
+    capsys: pytest.CaptureFixture[str],
+):
+    assert cli.main(["show", "mmrec/figure2"]) == 0
+    assert "the paper prints a picture and no numbers. Not built yet." in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_runs_with_their_cost_and_starts_nothing(
@@ -120,7 +132,7 @@ def test_killed_again_and_again_the_command_ends_with_the_same_bytes(tmp_path: P
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait(timeout=300) == 0
     # At the first checkpoint, at the next one, and once a run is finished.
-    for seen in ("runs/*.ckpt.safetensors", "runs/*.ckpt.safetensors", "runs/*.json"):
+    for seen in ("stages/*.ckpt.safetensors", "stages/*.ckpt.safetensors", "runs/*.json"):
         process = start(killed, "--checkpoint-seconds", "0")
         known = {path: path.stat().st_mtime_ns for path in killed.glob(seen)}
         limit = time.monotonic() + 60
@@ -139,7 +151,7 @@ def test_killed_again_and_again_the_command_ends_with_the_same_bytes(tmp_path: P
 
 def test_a_resumed_run_says_so(tmp_path: Path):
     process = start(tmp_path, "--checkpoint-seconds", "0")
-    while not list(tmp_path.glob("runs/*.ckpt.safetensors")):
+    while not list(tmp_path.glob("stages/*.ckpt.safetensors")):
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -147,6 +159,73 @@ def test_a_resumed_run_says_so(tmp_path: Path):
     again = start(tmp_path)
     _, said = again.communicate(timeout=300)
     assert "resumed at epoch" in said
+
+
+# --- language models ------------------------------------------------------------------------------
+
+
+class Hub:
+    """A table whose one row has a language model that is out of reach."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.offline: list[bool] = []
+        system = System(
+            HubSettings, self.execute, lambda settings, sizes: Estimate(1, 1e9, 1e6), backbone="llm"
+        )
+        column = Column("AUC", "test/auc", "ml-1m")
+        table = Table("ccf_llm/figure9", "A toy", (column,), (Row("A", "hub"),))
+        monkeypatch.setattr(ccf_llm, "SYSTEMS", {"hub": system})
+        monkeypatch.setattr(ccf_llm, "TABLES", (table,))
+        monkeypatch.setattr("reprokit.backbones.identify", self.identify)
+        monkeypatch.setattr("reprokit.backbones.download_bytes", lambda name: 13_500_000_000)
+
+    def execute(self, job: Job) -> Result:
+        raise Unavailable("no key is set")
+
+    def identify(self, name: str, cache: Path | None, offline: bool) -> str:
+        self.offline.append(offline)
+        if name == "here":
+            return "its fingerprint"
+        raise RequestError(f"language model '{name}': the hub was not reached")
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    llm: str = setting("org/large", "the paper's")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    return Hub(monkeypatch)
+
+
+TOY = ("reproduce", "ccf_llm/figure9", "--seeds", "1")
+
+
+def test_a_model_out_of_reach_ends_with_one_line_and_status_2(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main([*TOY, "--llm", "org/other", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == "reprokit: language model 'org/other': the hub was not reached\n"
+    assert hub.offline == [False]
+
+
+def test_a_dry_run_prints_the_model_to_download_and_the_cost_of_its_runs(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main([*TOY, "--dry-run", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "seed 0 | needs model | at most 1 s | 1.0 GB" in shown
+    assert "Downloads needed first: org/large (13.5 GB): language model 'org/large'" in shown
+
+
+def test_a_run_that_cannot_be_made_here_ends_with_status_3(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main([*TOY, "--llm", "here", "--out", str(tmp_path)]) == 3
+    shown = capsys.readouterr().out
+    assert "[1] no key is set" in shown and "0 failed, 1 not made." in shown
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -194,3 +273,32 @@ def test_a_process_that_fails_ends_the_command_with_its_message(tmp_path: Path):
     assert done.returncode != 0
     assert "process 1 failed in ccf_llm mf on demo-ml-1m, seed 0" in done.stderr
     assert "the second process is out of luck" in done.stderr
+
+
+def test_processes_agree_on_the_time_of_fresh_and_on_what_cannot_be_made(tmp_path: Path):
+    script = tmp_path / "toy.py"
+    script.write_text(
+        "import dataclasses, os, time\n"
+        "from reprokit import ccf_llm\n"
+        "from reprokit.cli import main\n"
+        "from reprokit.runs import Unavailable\n"
+        "system, rank = ccf_llm.SYSTEMS['random'], os.environ['RANK']\n"
+        "def execute(job):\n"
+        f"    with open({str(tmp_path)!r} + '/fresh' + rank, 'a') as file:\n"
+        "        print(repr(job.fresh), file=file)\n"
+        "    if job.run.seed == 0:\n"
+        "        raise Unavailable('no key is set')\n"
+        "    return system.execute(job)\n"
+        "ccf_llm.SYSTEMS['random'] = dataclasses.replace(system, execute=execute)\n"
+        "table = next(table for table in ccf_llm.TABLES if table.name == 'table3')\n"
+        "ccf_llm.TABLES = (dataclasses.replace(table, sanity=table.sanity[:1]),)\n"
+        "time.sleep(0.2 * int(rank))\n"
+        "command = ['reproduce', 'ccf_llm', '--row', 'Random', '--dataset', 'ml-1m', '--fresh']\n"
+        f"raise SystemExit(main([*command, '--seeds', '2', '--out', {str(tmp_path)!r}]))\n"
+    )
+    done = launch(str(script), seconds=120)
+    assert done.returncode == 0, done.stderr
+    assert "no key is set" in done.stdout and "exit status 3" in done.stdout
+    told = [(tmp_path / f"fresh{rank}").read_text().split() for rank in (0, 1)]
+    assert told[0] == told[1] and len(set(told[0])) == 1 and float(told[0][0]) > 1.7e9
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 1

@@ -5,18 +5,32 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from reprokit import ccf_llm, reproduce
+from reprokit import ccf_llm, provenance, reproduce
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import Request, downloads, pick_rows, plan, resolve
 from reprokit.reproduce import DONE, FAILED, INCOMPLETE, WRONG
-from reprokit.runs import Job, RequestError, Result, Store
-from reprokit.tables import Row
+from reprokit.runs import (
+    Estimate,
+    Job,
+    RequestError,
+    Result,
+    Store,
+    System,
+    Unavailable,
+    digest,
+    setting,
+)
+from reprokit.tables import Column, Row, Table
 
 
 def request(out: Path, *targets: str, **chosen: Any) -> Request:
@@ -35,6 +49,78 @@ def files(out: Path, name: str = "table3") -> dict[str, bytes]:
 
 
 QUICK: dict[str, Any] = {"rows": ("MF",), "dataset": "ml-1m", "seeds": 2}
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    llm: str = setting("org/large", "the paper's")
+    depth: int = setting(1, "a test")
+
+
+@dataclass(frozen=True)
+class OtherSettings:
+    """No language model in it."""
+
+
+class Toy:
+    """A table of three rows: two with a language model, one without; and a hub with one model."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.asked: list[tuple[str, bool]] = []
+        self.unavailable = ""
+        estimate = Estimate(10.0, 2e9, 3e6)
+        self.systems = {
+            "toy": System(
+                ToySettings,
+                self.execute,
+                lambda settings, sizes: estimate,
+                backbone="llm",
+                presets={"demo": {"llm": "tiny"}},
+                reasons={"demo": "random weights"},
+            ),
+            "other": System(OtherSettings, self.execute, lambda settings, sizes: estimate),
+        }
+        auc = Column("AUC", "test/auc", "ml-1m", definition="auc")
+        rows = (Row("A", "toy"), Row("B", "toy", {"depth": 2}), Row("C", "other"))
+        self.table = Table("ccf_llm/figure9", "A toy", (auc,), rows)
+
+    def execute(self, job: Job) -> Result:
+        self.jobs.append(job)
+        if self.unavailable:
+            raise Unavailable(self.unavailable)
+        run = job.run
+        score = 0.6 + 0.05 * getattr(run.settings, "depth", 0) + 0.01 * run.seed
+        used = getattr(run.settings, "llm", "")
+        return Result(
+            {"test/auc": score, "valid/auc": score},
+            deviations=(f"{used} in place of org/large",) if used not in ("", "org/large") else (),
+            notes=("prompts were cut",) if used else (),
+        )
+
+    def identify(self, name: str, cache: Path | None = None, offline: bool = False) -> str:
+        self.asked.append((name, offline))
+        if name == "tiny" or (name == "org/large" and not offline):
+            return f"print of {name}"
+        raise RequestError(f"language model '{name}': the hub was not reached")
+
+
+def toy_request(out: Path, **chosen: Any) -> Request:
+    return request(out, "ccf_llm/figure9", **{"preset": "small", "seeds": 1, **chosen})
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Toy:
+    toy = Toy()
+    monkeypatch.setattr(ccf_llm, "SYSTEMS", {**ccf_llm.SYSTEMS, **toy.systems})
+    monkeypatch.setattr(ccf_llm, "TABLES", (toy.table,))
+    hub: Any = ModuleType("reprokit.backbones")
+    hub.identify = toy.identify
+    hub.download_bytes = lambda name: 0 if name == "tiny" else 13_500_000_000
+    monkeypatch.setitem(sys.modules, "reprokit.backbones", hub)
+    monkeypatch.setattr(Source, "fingerprint", lambda *arguments: "f00d")
+    monkeypatch.setattr("reprokit.plan.differences", lambda *arguments: ())
+    return toy
 
 
 # --- targets and requests -------------------------------------------------------------------------
@@ -89,7 +175,7 @@ def test_data_that_only_some_cells_need_leave_those_empty_with_the_reason(tmp_pa
     folder.mkdir()
     (folder / "ratings.dat").write_text("1::1::5::994556598\n")
     (folder / "movies.dat").write_text("1::A::B\n")
-    planned = plan(request(tmp_path, preset="small", data_dir=tmp_path))
+    planned = plan(request(tmp_path, preset="small", data_dir=tmp_path, rows=("MF",)))
     reasons = {spot.reason for spot in planned.spots if spot.name == "Amazon-Book AUC"}
     assert any("Books_5.json" in reason and "missing" in reason for reason in reasons)
     assert all(run.dataset == "ml-1m" for run in planned.wanted)
@@ -100,7 +186,8 @@ def test_files_of_another_size_than_published_are_noted(tmp_path: Path):
     folder.mkdir()
     (folder / "ratings.dat").write_text("1::1::5::994556598\n")
     (folder / "movies.dat").write_text("1::A::B\n")
-    planned = plan(request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path))
+    wanted = request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path, rows=("MF",))
+    planned = plan(wanted)
     assert "publisher's file 24,594,131" in planned.notes["ml-1m"][0]
 
 
@@ -140,7 +227,8 @@ def test_data_outside_the_request_are_not_read(tmp_path: Path, monkeypatch: pyte
         return real(self, data_dir, cache, reads, keep)
 
     monkeypatch.setattr(Source, "fingerprint", watched)
-    plan(request(tmp_path, preset="small", dataset="ml-1m", data_dir=tmp_path))
+    chosen: dict[str, Any] = {"preset": "small", "dataset": "ml-1m", "data_dir": tmp_path}
+    plan(request(tmp_path, rows=("MF",), **chosen))
     assert read == ["ml-1m"]
     row = ("MovieLens-1M",)
     plan(request(tmp_path, "ccf_llm/table1", preset="small", rows=row, data_dir=tmp_path))
@@ -148,12 +236,12 @@ def test_data_outside_the_request_are_not_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_dry_run_lists_what_to_download_and_writes_nothing(tmp_path: Path):
-    wanted = request(tmp_path, preset="small", data_dir=tmp_path, dry_run=True)
+    wanted = request(tmp_path, preset="small", data_dir=tmp_path, rows=("MF",), dry_run=True)
     planned = plan(wanted)
     assert downloads(planned)[0].startswith("ml-1m (6 MB): python -m reprokit data fetch")
     assert len(downloads(planned)) == 2
     lines = reproduce.forecast(planned)
-    assert len(lines) == 44 and all(line.needs_data and line.seconds > 0 for line in lines)
+    assert len(lines) == 24 and all(line.needs_data and line.seconds for line in lines)
     write_ml_1m(tmp_path / "ml-1m")
     planned = plan(wanted)
     assert len(downloads(planned)) == 1
@@ -167,8 +255,24 @@ def test_a_row_is_picked_by_its_exact_label_else_by_a_part_of_it(tmp_path: Path)
 
     assert labels("mf") == {"MF"}
     assert labels("collm (") == {"CoLLM (MF)", "CoLLM (LightGCN)", "CoLLM (SASRec)", "CoLLM (Best)"}
+    assert labels("random") == {"Random"}
     planned = plan(request(tmp_path, **QUICK))
     assert {run.system for run in planned.wanted} == {"mf", "random", "like-rate", "bias-only"}
+
+
+def test_our_own_rows_run_along_but_none_with_a_language_model_unless_asked_for(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ours = (Row("Cheap", "other"), Row("Costly", "toy", {"depth": 9}))
+    monkeypatch.setattr(ccf_llm, "TABLES", (dataclasses.replace(toy.table, sanity=ours),))
+
+    def requested(*rows: str) -> set[str]:
+        planned = plan(toy_request(tmp_path, rows=rows))
+        return {spot.row.label for spot in planned.spots if spot.requested and spot.row}
+
+    assert requested() == {"A", "B", "C", "Cheap", "Costly"}
+    assert requested("C") == {"C", "Cheap"}
+    assert requested("costly") == {"Cheap", "Costly"}
 
 
 def test_settings_of_the_user_change_the_run_and_show_in_the_table(tmp_path: Path):
@@ -187,7 +291,7 @@ def test_shards_split_the_runs_without_overlap(tmp_path: Path):
     whole = {run.id for run in plan(request(tmp_path)).wanted}
     parts = [{run.id for run in plan(request(tmp_path, shard=(i, 3))).wanted} for i in (1, 2, 3)]
     assert set.union(*parts) == whole
-    assert sum(map(len, parts)) == len(whole) == 44
+    assert sum(map(len, parts)) == len(whole) > 3
 
 
 def test_a_preset_is_not_part_of_a_runs_identity():
@@ -224,12 +328,14 @@ def test_fresh_runs_only_the_request_again(tmp_path: Path):
 def test_a_failed_run_leaves_the_others_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    whole = ccf_llm.SYSTEMS["random"]
+
     def broken(job: Job) -> Result:
         if job.run.seed == 1:
             raise RuntimeError("out of luck\nand of memory")
-        return ccf_llm.run_random(job)
+        return whole.execute(job)
 
-    system = dataclasses.replace(ccf_llm.SYSTEMS["random"], execute=broken)
+    system = dataclasses.replace(whole, execute=broken)
     monkeypatch.setitem(ccf_llm.SYSTEMS, "random", system)  # type: ignore[arg-type]
     outcome, status = make(request(tmp_path, **QUICK))
     assert (outcome.executed, status) == (5, FAILED)
@@ -287,7 +393,7 @@ def test_a_metric_that_the_rows_do_not_allow_leaves_its_cell_empty_with_the_reas
     write_ml_1m(folder)
     text = (folder / "ratings.dat").read_text()
     (folder / "ratings.dat").write_text(text.replace("::2::1034", "::5::1034"))  # test: all liked
-    wanted = {"preset": "small", "dataset": "ml-1m", "data_dir": tmp_path, "rows": ("TallRec",)}
+    wanted = {"preset": "small", "dataset": "ml-1m", "data_dir": tmp_path, "rows": ("Random",)}
     _, status = make(request(tmp_path, **wanted))
     assert status == INCOMPLETE
     assert "no test/auc" in (tmp_path / "small/ccf_llm/table3.md").read_text()
@@ -337,7 +443,7 @@ def test_relaimpr_and_best_of_rows_are_made_from_other_rows(
 
 
 def test_rows_that_are_not_built_are_listed_and_never_invented(tmp_path: Path):
-    outcome, status = make(request(tmp_path, "explainrec/table3", "ccf_llm/figure4"))
+    outcome, status = make(request(tmp_path, "explainrec/table3", "mmrec/figure2"))
     assert (outcome.executed, status) == (0, INCOMPLETE)
     with (tmp_path / "demo/explainrec/table3.csv").open() as file:
         rows = list(csv.reader(file))
@@ -371,16 +477,240 @@ def test_provenance_names_runs_settings_data_versions_and_time(tmp_path: Path):
 def test_a_dry_run_forecasts_and_starts_nothing(tmp_path: Path):
     lines = reproduce.forecast(plan(request(tmp_path, **QUICK)))
     assert [line.cached for line in lines] == [False] * 6
-    assert all(line.estimate.memory > 0 and line.seconds > 0 for line in lines)
+    assert all(line.estimate and line.estimate.memory > 0 and line.seconds for line in lines)
     assert not (tmp_path / "runs").exists()
     make(request(tmp_path, **{**QUICK, "seeds": 1}))
     lines = reproduce.forecast(plan(request(tmp_path, **QUICK)))
     mf = [line for line in lines if line.run.system == "mf"]
     assert [line.cached for line in mf] == [True, False]
-    assert mf[1].measured  # by the other seed
+    assert mf[1].measured is not None  # by the other seed
 
 
 def test_a_table_with_another_number_of_seeds_says_so(tmp_path: Path):
     make(request(tmp_path, **QUICK))
     text = (tmp_path / "demo/ccf_llm/table3.md").read_text()
     assert "over 2 seeds" in text
+
+
+# --- systems with a language model ----------------------------------------------------------------
+
+
+def test_the_language_model_is_part_of_a_runs_identity_and_looked_up_once(toy: Toy, tmp_path: Path):
+    planned = plan(toy_request(tmp_path, seeds=3))
+    assert toy.asked == [("org/large", False)]
+    assert {run.backbone for run in planned.wanted} == {"print of org/large", ""}
+    assert len(planned.wanted) == 9
+
+
+def test_the_users_language_model_is_used_and_told_but_marks_no_row(toy: Toy, tmp_path: Path):
+    _, status = make(toy_request(tmp_path, llm="tiny"))
+    assert status == DONE
+    text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    assert "| toy on ml-1m | llm     | tiny  | set by you |" in text
+    assert "settings changed" not in text and "| A *" not in text
+    assert "not comparable with the paper: A, B: tiny in place of org/large" in text
+    with (tmp_path / "small/ccf_llm/figure9.compare.csv").open() as file:
+        found = {row["row"]: row["verdict"] for row in csv.DictReader(file)}
+    assert found == {"A": "not comparable", "B": "not comparable", "C": "not printed"}
+
+
+def test_a_setting_wins_over_the_users_language_model_and_marks_its_rows(toy: Toy, tmp_path: Path):
+    make(toy_request(tmp_path, llm="org/nowhere", overrides=("toy.llm=tiny",)))
+    assert toy.asked == [("tiny", False)]
+    assert (
+        "A: settings changed with --set: llm=tiny"
+        in (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    )
+
+
+def test_a_language_model_for_rows_that_have_none_is_a_wrong_request(tmp_path: Path):
+    with pytest.raises(RequestError, match="--llm tiny: no row of ccf_llm/table1 has a language"):
+        plan(request(tmp_path, "ccf_llm/table1", llm="tiny"))
+
+
+def test_a_model_that_cannot_be_found_leaves_its_cells_empty_with_the_reason(
+    toy: Toy, tmp_path: Path
+):
+    outcome, status = make(toy_request(tmp_path, llm="org/nowhere"))
+    assert (outcome.executed, status) == (1, INCOMPLETE)  # C needs none
+    text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    assert "[1] language model 'org/nowhere': the hub was not reached" in text
+
+
+def test_a_model_that_no_cell_can_do_without_is_a_wrong_request(toy: Toy, tmp_path: Path):
+    with pytest.raises(RequestError, match="'org/nowhere': the hub was not reached"):
+        plan(toy_request(tmp_path, llm="org/nowhere", rows=("A",)))
+
+
+def test_offline_is_passed_on(toy: Toy, tmp_path: Path):
+    with pytest.raises(RequestError, match="'org/large': the hub was not reached"):
+        plan(toy_request(tmp_path, rows=("A",), offline=True))
+    assert toy.asked == [("org/large", True)]
+
+
+def test_cells_that_are_not_requested_ask_no_other_machine(toy: Toy, tmp_path: Path):
+    make(toy_request(tmp_path, llm="tiny"))
+    toy.asked.clear()
+    make(toy_request(tmp_path, llm="tiny", rows=("C",)))
+    assert toy.asked == [("tiny", True)]
+    with (tmp_path / "small/ccf_llm/figure9.csv").open() as file:
+        assert all(row["AUC"] for row in csv.DictReader(file))  # what is finished still shows
+    planned = plan(toy_request(tmp_path, rows=("C",)))
+    reasons = {spot.row.label: spot.reason for spot in planned.spots if spot.row}
+    assert reasons == {"A": "not requested", "B": "not requested", "C": ""}
+
+
+def test_what_a_requested_cell_looks_up_serves_the_cells_before_it(toy: Toy, tmp_path: Path):
+    planned = plan(toy_request(tmp_path, rows=("B",)))
+    assert toy.asked == [("org/large", False)]
+    assert [len(spot.runs) for spot in planned.spots] == [1, 1, 1]
+    assert [run.settings.depth for run in planned.wanted] == [2]
+
+
+def test_a_dry_run_lists_the_models_to_download_and_still_forecasts(toy: Toy, tmp_path: Path):
+    planned = plan(toy_request(tmp_path, offline=True, dry_run=True))
+    assert downloads(planned)[1:] == [
+        "org/large (13.5 GB): language model 'org/large': the hub was not reached"
+    ]
+    lines = reproduce.forecast(planned)
+    assert [line.state for line in lines] == ["needs model", "needs model", "to make"]
+    assert all(line.estimate and line.seconds == 10 for line in lines)
+    planned = plan(toy_request(tmp_path, dry_run=True))
+    assert downloads(planned)[1:] == ["org/large (13.5 GB): by the first run that uses it"]
+    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_unknown_size_does_not_end_a_dry_run(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def unknown(*arguments: Any) -> Any:
+        raise RequestError("its size is not known")
+
+    changed = dataclasses.replace(toy.systems["toy"], estimate=unknown)
+    monkeypatch.setitem(ccf_llm.SYSTEMS, "toy", changed)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys.modules["reprokit.backbones"], "download_bytes", unknown)
+    planned = plan(toy_request(tmp_path, dry_run=True))
+    assert [line.seconds for line in reproduce.forecast(planned)] == [None, None, 10]
+    assert downloads(planned)[1:] == ["org/large (size not known): its size is not known"]
+
+
+# --- what runs tell -------------------------------------------------------------------------------
+
+
+def test_a_run_that_cannot_be_made_here_is_no_failure(
+    toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    toy.unavailable = "no key is set:\nset OPENAI_API_KEY"
+    planned = plan(toy_request(tmp_path, rows=("C",), seeds=2))
+    outcome = reproduce.execute(planned)
+    assert reproduce.assemble(planned, outcome)[1] == INCOMPLETE
+    assert not outcome.failed and outcome.executed == 0
+    assert "seed 0: not made: no key is set: set OPENAI_API_KEY (" in capfd.readouterr().err
+    assert (
+        "[2] no key is set: set OPENAI_API_KEY"
+        in (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    )
+    assert not list((tmp_path / "runs").iterdir())
+    toy.unavailable = ""
+    assert make(toy_request(tmp_path, rows=("C",), seeds=2))[1] == DONE
+
+
+def test_notes_of_runs_stand_under_the_table_once(toy: Toy, tmp_path: Path):
+    planned = plan(toy_request(tmp_path, seeds=2))
+    rendered, _ = reproduce.assemble(planned, reproduce.execute(planned, quiet=True))
+    assert rendered[0].notes == ("prompts were cut",)
+    text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    assert text.count("- **Note**: prompts were cut") == 1
+
+
+def test_results_of_before_there_were_notes_are_still_read(toy: Toy, tmp_path: Path):
+    make(toy_request(tmp_path, rows=("C",)))
+    (path,) = (tmp_path / "runs").glob("*.json")
+    stored = json.loads(path.read_text())
+    del stored["notes"], stored["digest"]
+    path.write_text(json.dumps({**stored, "digest": digest(stored)}))
+    outcome, status = make(toy_request(tmp_path, rows=("C",)))
+    assert (outcome.cached, status) == (1, DONE)
+
+
+def test_fresh_tells_each_run_when_the_command_started(toy: Toy, tmp_path: Path):
+    make(toy_request(tmp_path))
+    before = time.time()
+    wanted = toy_request(tmp_path, fresh=True)
+    after = time.time()
+    make(wanted)
+    assert [job.fresh for job in toy.jobs[:3]] == [0.0] * 3
+    assert len({job.fresh for job in toy.jobs[3:]}) == 1
+    assert before <= toy.jobs[3].fresh <= after
+    assert {job.folder for job in toy.jobs} == {tmp_path}
+
+
+def test_settings_of_rows_of_one_system_stand_once_with_all_their_values(toy: Toy, tmp_path: Path):
+    planned = plan(toy_request(tmp_path, seeds=2))
+    rendered, _ = reproduce.assemble(planned, reproduce.execute(planned, quiet=True))
+    assert rendered[0].settings == (
+        ("toy on ml-1m", "llm", "org/large", "the paper's"),
+        ("toy on ml-1m", "depth", "1 / 2", "a test"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "seeds", "expected"), [("demo", 0, 2), ("small", 0, 5), ("demo", 4, 4)]
+)
+def test_a_demo_has_fewer_seeds_unless_told(
+    toy: Toy, tmp_path: Path, preset: str, seeds: int, expected: int
+):
+    planned = plan(toy_request(tmp_path, preset=preset, seeds=seeds))
+    assert len(planned.wanted) == 3 * expected
+
+
+def test_a_demo_has_no_more_seeds_than_the_table(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ccf_llm, "TABLES", (dataclasses.replace(toy.table, seeds=1),))
+    assert len(plan(toy_request(tmp_path, preset="demo", seeds=0)).wanted) == 3
+
+
+# --- provenance -----------------------------------------------------------------------------------
+
+
+def test_optional_packages_are_named_only_where_they_are_installed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def version(package: str) -> str:
+        if package in ("polars", "peft", "sentence-transformers"):
+            raise provenance.importlib.metadata.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(provenance.importlib.metadata, "version", version)
+    versions = provenance.environment.__wrapped__()["versions"]
+    assert versions["polars"] == "absent" and versions["transformers"] == "1.0"
+    assert not {"peft", "sentence-transformers"} & set(versions)
+
+
+def test_each_run_has_the_peak_of_its_own_device_memory(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    peak = [7e9]
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_device_name=lambda: "a device",
+        max_memory_allocated=lambda: peak[0],
+        reset_peak_memory_stats=lambda: peak.__setitem__(0, 0.0),
+    )
+    fake: Any = ModuleType("torch")
+    fake.cuda, fake.get_num_threads = cuda, lambda: 1
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    execute = toy.execute
+
+    def growing(job: Job) -> Result:
+        peak[0] += 1e9
+        return execute(job)
+
+    changed = dataclasses.replace(toy.systems["other"], execute=growing)
+    monkeypatch.setitem(ccf_llm.SYSTEMS, "other", changed)  # type: ignore[arg-type]
+    make(toy_request(tmp_path, rows=("C",), seeds=2))
+    told = json.loads((tmp_path / "small/ccf_llm/figure9.json").read_text())
+    assert [run["provenance"]["device_peak_memory"] for run in told["runs"]] == [1e9, 1e9]

@@ -19,7 +19,11 @@ class Settings:
 
 
 RUN = Run("paper", "mf", "ml-1m", Settings(), 0, "f00d")
-RESULT = Result({"test/auc": 0.75}, {"test/scores": np.array([0.5, 0.25], np.float32)})
+RESULT = Result(
+    {"test/auc": 0.75},
+    {"test/scores": np.array([0.5, 0.25], np.float32)},
+    notes=("prompts were cut",),
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,7 @@ RESULT = Result({"test/auc": 0.75}, {"test/scores": np.array([0.5, 0.25], np.flo
         {"seed": 1},
         {"fingerprint": "beef"},
         {"revision": 2},
+        {"backbone": "hub org/name@beef"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -47,6 +52,7 @@ def test_a_result_comes_back_as_it_was_saved(tmp_path: Path):
     assert stored is not None
     assert stored["metrics"] == {"test/auc": 0.75}
     assert stored["run"]["settings"] == {"lr": 0.1}
+    assert stored["notes"] == ["prompts were cut"]
     np.testing.assert_array_equal(
         store.predictions(RUN)["test/scores"], RESULT.predictions["test/scores"]
     )
@@ -55,14 +61,14 @@ def test_a_result_comes_back_as_it_was_saved(tmp_path: Path):
 def test_saving_removes_what_a_killed_start_left_and_discarding_everything(tmp_path: Path):
     store = Store(tmp_path)
     store.folder.mkdir()
-    store.path(RUN, ".ckpt.safetensors").write_bytes(b"x")
-    half = store.folder / f".{RUN.id}.ckpt.safetensors.x1y2.part"
+    store.path(RUN, ".error.txt").write_text("an earlier failure")
+    half = store.folder / f".{RUN.id}.json.x1y2.part"
     half.write_bytes(b"half")
     fresh = store.folder / f".{RUN.id}.npz.z3.part"
     fresh.write_bytes(b"being written by another process")
     os.utime(half, (0, 0))
     store.save(RUN, RESULT, {"seconds": 2.0})
-    assert not store.path(RUN, ".ckpt.safetensors").exists() and not half.exists()
+    assert not store.path(RUN, ".error.txt").exists() and not half.exists()
     assert fresh.exists()
     fresh.unlink()
     store.discard(RUN)

@@ -1,0 +1,614 @@
+"""Prompts about a user and an item, answered with Yes or No by a causal language model.
+
+A prompt is a row of pieces: fixed words, titles, and slots whose vectors a model supplies. Each
+piece is tokenised once, as it would be inside a sentence, and a batch is put together from token
+arrays. So a title has the same tokens wherever it stands, no slot needs a token of the vocabulary,
+and nothing can be mistaken for one.
+
+Baselines of CCF-LLM's tables, all read at the one position that answers:
+
+TextModel    the prompt alone: zero-shot, instruct-tuned, and TALLRec (Bao et al., RecSys 2023) in
+             the form in which CoLLM ran it
+Softprompt   six learned vectors in two slots, the same for every user and item, as CoLLM ran it
+CoLLM        Zhang et al., arXiv 2310.19488: one mapping puts user and item vectors of a CF model
+             into two slots beside the title
+
+Shapes: B rows, T tokens, H width of the language model, D width of the CF model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reprokit.collaborative import Encoder
+from reprokit.data import Rows
+from reprokit.runs import RequestError, digest, replacing
+
+# --- templates ----------------------------------------------------------------------------------
+# Segments that are not words. A slot holds no word: its vectors come from the model.
+HISTORY, TARGET, SIMILAR = "<history>", "<target>", "<similar>"
+USER, ITEM, SOFT_USER, SOFT_ITEM = "<user>", "<item>", "<soft user>", "<soft item>"
+SLOTS = {USER: 1, ITEM: 2, SOFT_USER: 3, SOFT_ITEM: 4}
+NOTHING = " unknown"
+"""In place of the titles of an empty history."""
+
+# CCF-LLM, section 3.2, and the sentence of section 4.2 that takes the place of its second one.
+LIKED = "#Question: A user has given high ratings to the following items:"
+TASK = ". Using all available information, make a prediction about whether the user would enjoy"
+ANSWER = '. Answer with "Yes" or "No".'
+CUE = " #Answer:"
+HYBRID = (
+    LIKED,
+    HISTORY,
+    ". Additionally, we have information about the user's preferences encoded in the feature",
+    USER,
+    TASK + " the item",
+    TARGET,
+    ANSWER + CUE,
+)
+PLAIN = (LIKED, HISTORY, TASK + " the item", TARGET, ANSWER + CUE)
+WITH_CF = (
+    LIKED,
+    HISTORY,
+    ". Additionally, we have information that users like these items may also enjoy:",
+    SIMILAR,
+    TASK + " the item",
+    TARGET,
+    ANSWER + CUE,
+)
+# CoLLM's form: title and CF slot stand apart, and its cue begins with a literal backslash and n.
+COLLM_CUE = " \\n#Answer:"
+COLLM_PROMPT: tuple[str, ...] = (
+    *HYBRID[:4],
+    TASK + " the item titled",
+    TARGET,
+    " with the feature",
+    ITEM,
+)
+COLLM_PROMPT += (ANSWER + COLLM_CUE,)
+TALLREC_PROMPT = (*PLAIN[:2], TASK + " the item titled", TARGET, ANSWER + COLLM_CUE)
+SOFT_PROMPT = (
+    SOFT_USER,
+    " #Question: The user likes:",
+    HISTORY,
+    "; would the user enjoy:",
+    TARGET,
+    ";",
+    SOFT_ITEM,
+    ANSWER + COLLM_CUE,
+)
+TEMPLATES = {
+    "hybrid": HYBRID,
+    "plain": PLAIN,
+    "with-cf": WITH_CF,
+    "collm": COLLM_PROMPT,
+    "tallrec": TALLREC_PROMPT,
+    "softprompt": SOFT_PROMPT,
+}
+SOFT_TOKENS = 3
+"""Virtual tokens per slot of Softprompt: CoLLM's."""
+
+
+def frame() -> list[str]:
+    """The words that all prompts share, with both answers: what a tokenizer must know well."""
+    words = ["".join(s for s in template if s[0] != "<") for template in TEMPLATES.values()]
+    return [text + answer for text in words for answer in (" Yes", " No")]
+
+
+# --- tokens -------------------------------------------------------------------------------------
+def encode_inside(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as it stands inside a sentence, no special tokens.
+
+    Some tokenizers put a space before whatever they are given. So a text is tokenised behind an
+    anchor, whose tokens are cut off again; an anchor that merges with a text gives way to another.
+    """
+    found: list[list[int] | None] = [None] * len(texts)
+    for anchor in ("#", "x", "0", "\n", "é"):
+        waiting = [at for at, ids in enumerate(found) if ids is None]
+        if not waiting:
+            break
+        head = plain_ids(tokenizer, [anchor])[0]
+        behind = plain_ids(tokenizer, [anchor + texts[at] for at in waiting])
+        for at, ids in zip(waiting, behind, strict=True):
+            if ids[: len(head)] == head:
+                found[at] = ids[len(head) :]
+    lost = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+    if lost:
+        raise RequestError(
+            f"the tokenizer does not split '{lost[0]}' from what stands before it: choose another "
+            "language model"
+        )
+    return [ids for ids in found if ids is not None]
+
+
+def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def answer_tokens(tokenizer: Any, cue: str) -> tuple[int, int]:
+    """The one token of " Yes" and of " No" right behind the cue.
+
+    Raises RequestError where either takes several pieces or both are the same: a model's answer
+    could not be read at one position.
+    """
+    cue_ids, *both = encode_inside(tokenizer, [cue, cue + " Yes", cue + " No"])
+    answers = [ids[len(cue_ids) :] for ids in both]
+    apart = all(ids[: len(cue_ids)] == cue_ids for ids in both)
+    if not apart or [len(ids) for ids in answers] != [1, 1] or answers[0] == answers[1]:
+        pieces = [tokenizer.convert_ids_to_tokens(ids) for ids in both]
+        raise RequestError(
+            f"the tokenizer does not make one token each of Yes and No behind '{cue}': "
+            f"{pieces[0][-3:]} and {pieces[1][-3:]}. Choose another language model"
+        )
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in (answers[0][0], answers[1][0]):
+        raise RequestError("Yes or No is unknown to the tokenizer: choose another language model")
+    return answers[0][0], answers[1][0]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a data set's titles: piece i is item i, piece 0 is empty."""
+
+    tokenizer: Any
+    tokens: np.ndarray
+    """(N,) int32, all titles in a row."""
+    starts: np.ndarray
+    """(items + 1,): title i is `tokens[starts[i]:starts[i + 1]]`."""
+    unknown: int
+    """Titles with a character that the tokenizer does not know."""
+
+    @property
+    def n_items(self) -> int:
+        return len(self.starts) - 1
+
+
+def tokenise(tokenizer: Any, titles: Sequence[str], backbone: str, folder: Path) -> Vocabulary:
+    """Tokenise titles once; the tokens are kept in `folder` by tokenizer and content."""
+    name = digest(["titles, recipe 1", backbone, list(titles)])[:20]
+    path = folder / "tokens" / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tokens, starts = file["tokens"], file["starts"]
+        if len(starts) != len(titles) + 1 or starts[-1] != len(tokens):
+            raise ValueError("does not fit the titles")
+    except (OSError, ValueError, LookupError, EOFError):
+        texts = [" " + title.strip() for title in titles[1:]]
+        lists = [[], *encode_inside(tokenizer, texts)]
+        tokens = np.array([token for ids in lists for token in ids], np.int32)
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int64)
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, tokens=tokens, starts=starts)
+    unk = getattr(tokenizer, "unk_token_id", None)
+    owners = np.searchsorted(starts, np.flatnonzero(tokens == unk), side="right")
+    return Vocabulary(tokenizer, tokens, starts, len(np.unique(owners)) if unk is not None else 0)
+
+
+# --- prompts ------------------------------------------------------------------------------------
+class Prompts:
+    """Prompts of R rows, as matrices of piece numbers; tokens are put together per batch.
+
+    Args:
+        vocabulary: of the titles; also decides how the words are tokenised.
+        template: one of `TEMPLATES`' values; ends with the answer cue.
+        users, targets: (R,) ids.
+        histories: (R, L) item ids, oldest first, left-padded with 0.
+        recent: (R, M) the history that CF models read, left-padded with 0; may be wider.
+        similar: (R, K) item ids for `SIMILAR`.
+        limit: most tokens of a prompt, give or take a comma. Longer ones lose their last similar
+            titles, then their oldest liked ones, never the question or the cue; `shortened` and
+            `dropped` count them.
+
+    Raises RequestError where a prompt is too long without any title to drop.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        template: Sequence[str],
+        users: np.ndarray,
+        targets: np.ndarray,
+        histories: np.ndarray,
+        recent: np.ndarray | None = None,
+        similar: np.ndarray | None = None,
+        limit: int = 700,
+    ) -> None:
+        self.users, self.targets = users, targets
+        self.recent = histories if recent is None else recent
+        self.template = tuple(template)
+        self._table(vocabulary)
+        histories, similar = self._shorten(histories, similar, limit)
+        cut = self.template.index(TARGET)
+        self.prefix = self._pieces(self.template[:cut], histories, similar, bos=True)  # (R, P)
+        self.suffix = self._pieces(self.template[cut:], histories, similar)  # (R, S)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def _table(self, vocabulary: Vocabulary) -> None:
+        """All pieces in one token array: titles, then words, then slots."""
+        self.tokenizer = tokenizer = vocabulary.tokenizer
+        n_items = vocabulary.n_items
+        words = [s for s in self.template if s[0] != "<"] + [",", NOTHING]
+        lists = encode_inside(tokenizer, words)
+        if words[0] == self.template[0]:  # opens the prompt: nothing stands before it
+            lists[0] = plain_ids(tokenizer, [words[0]])[0]
+        bos = tokenizer.bos_token_id
+        opens = tokenizer("x")["input_ids"][:1] == [bos] if bos is not None else False
+        slots = [s for s in self.template if s in SLOTS]
+        sizes = [SOFT_TOKENS if s in (SOFT_USER, SOFT_ITEM) else 1 for s in slots]
+        more = [*lists, [bos] if opens else [], *([0] * size for size in sizes)]
+        self.number = {text: n_items + at for at, text in enumerate([*words, "<bos>", *slots])}
+        counts = np.array([len(ids) for ids in more])
+        self.tokens = np.concatenate(
+            [vocabulary.tokens, np.array([t for ids in more for t in ids], np.int32)]
+        )
+        self.starts = np.concatenate([vocabulary.starts, vocabulary.starts[-1] + np.cumsum(counts)])
+        self.sizes = np.diff(self.starts)
+        self.items = np.zeros(len(self.sizes), np.int64)  # the item whose title a piece is
+        self.items[:n_items] = np.arange(n_items)
+        self.slots = np.zeros(len(self.sizes), np.int64)
+        for text in slots:
+            self.slots[self.number[text]] = SLOTS[text]
+
+    def _shorten(
+        self, histories: np.ndarray, similar: np.ndarray | None, limit: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Drop titles until every prompt fits."""
+        similar = np.zeros((len(self), 0), np.int64) if similar is None else similar
+        if SIMILAR not in self.template:
+            similar = similar[:, :0]
+        comma = self.sizes[self.number[","]]
+        fixed = sum(self.sizes[self.number[s]] for s in self.template if s in self.number)
+        fixed = fixed + self.sizes[self.number["<bos>"]] + self.sizes[self.targets]  # (R,)
+        fixed = fixed + self.sizes[self.number[NOTHING]] * (1 + bool(similar.shape[1]))
+        if (fixed > limit).any():
+            row = int(np.argmax(fixed))
+            raise RequestError(
+                f"a prompt takes {int(fixed[row])} tokens without any liked title, more than the "
+                f"limit of {limit}: raise max_tokens (its item has id {int(self.targets[row])})"
+            )
+        # What is dropped last comes first: newest titles, then similar items in their order.
+        both = np.concatenate([histories[:, ::-1], similar], axis=1)
+        need = np.cumsum(np.where(both > 0, self.sizes[both] + comma, 0), axis=1)
+        fits = (fixed[:, None] + need <= limit) | (both == 0)
+        self.shortened = int((~fits).any(axis=1).sum())
+        self.dropped = int((~fits).sum())
+        kept = np.where(fits, both, 0)
+        width = histories.shape[1]
+        return kept[:, :width][:, ::-1], kept[:, width:]
+
+    def _pieces(
+        self, segments: Sequence[str], histories: np.ndarray, similar: np.ndarray, bos: bool = False
+    ) -> np.ndarray:
+        """Piece numbers of some segments: (R, pieces), 0 where a row has none."""
+        columns = [np.full((len(self), 1), self.number["<bos>"])] if bos else []
+        for segment in segments:
+            if segment == HISTORY:
+                columns.append(self._listed(histories))
+            elif segment == SIMILAR:
+                columns.append(self._listed(similar))
+            elif segment == TARGET:
+                columns.append(self.targets[:, None])
+            else:
+                columns.append(np.full((len(self), 1), self.number[segment]))
+        return np.concatenate(columns, axis=1).astype(np.int32)
+
+    def _listed(self, titles: np.ndarray) -> np.ndarray:
+        """Titles with commas between them; one word where there is none."""
+        pieces = np.zeros((len(self), 2 * titles.shape[1] + 1), np.int64)
+        pieces[:, 1::2] = titles
+        later = (np.cumsum(titles > 0, axis=1) > 1) & (titles > 0)
+        pieces[:, 0:-1:2] = np.where(later, self.number[","], 0)
+        pieces[:, -1] = np.where((titles > 0).any(axis=1), 0, self.number[NOTHING])
+        return pieces
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each prompt, (R,)."""
+        return self.sizes[self.prefix].sum(1) + self.sizes[self.suffix].sum(1)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Rows of one number have user and prefix in common, and can share its states: (R,)."""
+        keys = np.ascontiguousarray(np.concatenate([self.users[:, None], self.prefix], axis=1))
+        rows = keys.view([("", keys.dtype)] * keys.shape[1]).ravel()
+        return np.unique(rows, return_inverse=True)[1].ravel()
+
+    @cached_property
+    def scoring_order(self) -> np.ndarray:
+        """Rows by length of the prefix, those of one group together: (R,)."""
+        return np.lexsort((self.lengths, self.groups, self.sizes[self.prefix].sum(1)))
+
+    def batch(self, index: np.ndarray, share: bool = False) -> dict[str, Tensor]:
+        """Inputs of a model for some rows. With `share`, prefixes of several rows come once."""
+        if share:
+            _, first, group = np.unique(self.groups[index], return_index=True, return_inverse=True)
+            if len(first) <= 0.8 * len(index):
+                heads = index[first]
+                prefix = self._assemble(self.prefix[heads], self.targets[heads])
+                suffix = self._assemble(self.suffix[index], self.targets[index])
+                shared = {f"prefix_{name}": value for name, value in prefix.items()}
+                return {**suffix, **shared, "group": tensor(group.ravel()), **self._people(heads)}
+        pieces = np.concatenate([self.prefix[index], self.suffix[index]], axis=1)
+        return {**self._assemble(pieces, self.targets[index]), **self._people(index)}
+
+    def _people(self, index: np.ndarray) -> dict[str, Tensor]:
+        return {"users": tensor(self.users[index]), "histories": tensor(self.recent[index])}
+
+    def _assemble(self, pieces: np.ndarray, targets: np.ndarray) -> dict[str, Tensor]:
+        """Tokens of rows of pieces, padded on the right; all (B, T), `last` (B,)."""
+        counts = self.sizes[pieces]  # (B, P)
+        total = counts.sum(1)
+        n, flat = counts.ravel(), pieces.ravel()
+        owner = np.repeat(np.arange(len(flat)), n)  # the piece that each token belongs to
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(n) - n, n)
+        row = np.repeat(np.arange(len(pieces)), total)
+        column = np.arange(len(owner)) - np.repeat(np.cumsum(total) - total, total)
+        piece = flat[owner]
+        slots = self.slots[piece]
+        items = np.where(slots == SLOTS[ITEM], targets[row], self.items[piece])
+        shape = (len(pieces), int(total.max()))
+        found = {}
+        for name, values in (
+            ("ids", self.tokens[self.starts[piece] + within]),
+            ("items", items),
+            ("slots", slots),
+        ):
+            padded = np.zeros(shape, np.int64)
+            padded[row, column] = values
+            found[name] = torch.from_numpy(padded)
+        return {**found, "last": tensor(total - 1)}
+
+    def text(self, row: int) -> str:
+        """A prompt as text, slots named: for reading and for tests."""
+        named = {number: text for text, number in self.number.items() if text in SLOTS}
+        tokenizer = self.tokenizer
+        parts: list[str] = []
+        ids: list[int] = []
+        for piece in np.concatenate([self.prefix[row], self.suffix[row]]):
+            if piece in named:
+                parts += [tokenizer.decode(ids), " " + named[piece]]
+                ids = []
+            else:
+                ids += self.tokens[self.starts[piece] : self.starts[piece + 1]].tolist()
+        return "".join([*parts, tokenizer.decode(ids)])
+
+
+def render(
+    template: Sequence[str],
+    titles: Sequence[str],
+    rows: Rows,
+    histories: np.ndarray,
+    similar: np.ndarray | None = None,
+) -> list[str]:
+    """Prompts as plain text, for models behind an endpoint."""
+
+    def listed(items: np.ndarray) -> str:
+        return " " + ", ".join(titles[item] for item in items if item) if items.any() else NOTHING
+
+    texts = []
+    for at, (user, item) in enumerate(zip(rows.users, rows.items, strict=True)):
+        parts = {HISTORY: listed(histories[at]), TARGET: " " + titles[item]}
+        if similar is not None:
+            parts[SIMILAR] = listed(similar[user])
+        texts.append("".join(parts.get(segment, segment) for segment in template))
+    return texts
+
+
+def tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64))
+
+
+# --- models -------------------------------------------------------------------------------------
+class TextModel(nn.Module):
+    """A causal language model that reads a prompt and answers at its last position.
+
+    Args:
+        llm: a Hugging Face causal LM, with or without a LoRA adapter of peft.
+        answers: token ids of Yes and No.
+        read: "pair", the log-odds log p(Yes) - log p(No); or "yes", the raw logit of Yes alone, as
+            CoLLM reads it.
+
+    Subclasses say which vectors stand in the slots (`embed`).
+    """
+
+    inputs: tuple[str, ...] = ()
+
+    def __init__(self, llm: Any, answers: tuple[int, int], read: str = "pair") -> None:
+        super().__init__()
+        if read not in ("pair", "yes"):
+            raise ValueError(f"read must be pair or yes, got '{read}'")
+        self.llm = llm
+        self.answers = answers
+        self.read = read
+
+    @property
+    def causal(self) -> Any:
+        """The language model without peft's wrapper; its layers have the adapter in them."""
+        return self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+
+    def adapter(self) -> list[nn.Parameter]:
+        """The LoRA weights."""
+        return [p for name, p in self.llm.named_parameters() if "lora_" in name]
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Input embeddings of tokens: (B, T) -> (B, T, H), in float32."""
+        return self.causal.get_input_embeddings()(ids).float()
+
+    def embed(
+        self, ids: Tensor, items: Tensor, slots: Tensor, users: Tensor, histories: Tensor
+    ) -> Tensor:
+        """Vectors of a prompt: (B, T) -> (B, T, H)."""
+        return self.words(ids)
+
+    def states(
+        self,
+        ids: Tensor,
+        items: Tensor,
+        slots: Tensor,
+        last: Tensor,
+        users: Tensor,
+        histories: Tensor,
+        group: Tensor | None = None,
+        **prefix: Tensor,
+    ) -> Tensor:
+        """State at the position that answers: (B, H).
+
+        Prompts are padded on the right: no token sees the padding behind it, so no mask is needed.
+        With `group`, the tokens are suffixes, and `prefix_*` hold each distinct prefix once.
+        """
+        decoder = self.causal.get_decoder()
+        kind = self.causal.dtype
+        if group is None:
+            vectors = self.embed(ids, items, slots, users, histories).to(kind)
+            out = decoder(inputs_embeds=vectors, use_cache=False).last_hidden_state
+        else:
+            heads = {name: prefix[f"prefix_{name}"] for name in ("ids", "items", "slots")}
+            length = prefix["prefix_last"] + 1  # (U,)
+            vectors = self.embed(**heads, users=users, histories=histories).to(kind)
+            cache = decoder(inputs_embeds=vectors, use_cache=True).past_key_values
+            cache.batch_select_indices(group)  # (U, ...) -> (B, ...)
+            # Suffixes hold no slot of the user.
+            own = self.embed(ids, items, slots, users[group], histories[group]).to(kind)
+            steps = torch.arange(vectors.shape[1], device=ids.device)
+            seen = steps < length[group, None]  # (B, P)
+            mask = torch.cat([seen, torch.ones_like(ids, dtype=torch.bool)], 1)
+            position = length[group, None] + torch.arange(ids.shape[1], device=ids.device)
+            out = decoder(
+                inputs_embeds=own,
+                past_key_values=cache,
+                attention_mask=mask.long(),
+                position_ids=position,
+                use_cache=True,
+            ).last_hidden_state
+        return out[torch.arange(len(last), device=last.device), last]  # (B, T, H) -> (B, H)
+
+    def logits(self, states: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+        """Logits of some tokens, or of all: (B, H) -> (B, len(tokens)) or (B, V), in float32."""
+        head = self.causal.get_output_embeddings()
+        if tokens is None:
+            return head(states).float()
+        at = list(tokens)
+        bias = None if head.bias is None else head.bias[at]
+        return F.linear(states, head.weight[at], bias).float()
+
+    def score(self, **inputs: Tensor) -> Tensor:
+        """One number per row, larger for a likelier Yes: (B,)."""
+        yes, no = self.logits(self.states(**inputs), self.answers).unbind(-1)
+        return yes if self.read == "yes" else yes - no
+
+
+def yes_loss(model: TextModel, labels: Tensor, **inputs: Tensor) -> Tensor:
+    """CoLLM's loss: binary cross-entropy with the raw logit of Yes; No has no part in it: (B,)."""
+    yes = model.logits(model.states(**inputs), model.answers[:1]).squeeze(-1)
+    return F.binary_cross_entropy_with_logits(yes, labels.to(yes), reduction="none")
+
+
+def answer_loss(model: TextModel, labels: Tensor, **inputs: Tensor) -> Tensor:
+    """Instruct-tuning: cross-entropy of the answer's token over the vocabulary: (B,)."""
+    yes, no = model.answers
+    wanted = torch.where(labels == 1, yes, no)
+    return F.cross_entropy(model.logits(model.states(**inputs)), wanted, reduction="none")
+
+
+def placed(vectors: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    """`vectors` (B, T, H) with `values` (N, H) at the N true places of `where` (B, T), in order."""
+    index = where.flatten().nonzero().squeeze(-1)
+    return vectors.flatten(0, 1).index_copy(0, index, values.to(vectors)).view_as(vectors)
+
+
+class Softprompt(TextModel):
+    """Learned vectors in two slots, the same for every user and every item: (2, 3, H)."""
+
+    def __init__(self, llm: Any, answers: tuple[int, int]) -> None:
+        super().__init__(llm, answers, read="yes")
+        width = self.causal.get_input_embeddings().weight.shape[1]
+        # A linear map without bias of two one-hot inputs, with its default start.
+        bound = 2**-0.5
+        self.virtual = nn.Parameter(torch.empty(2, SOFT_TOKENS, width).uniform_(-bound, bound))
+
+    def embed(
+        self, ids: Tensor, items: Tensor, slots: Tensor, users: Tensor, histories: Tensor
+    ) -> Tensor:
+        vectors = self.words(ids)
+        for at, slot in enumerate((SOFT_USER, SOFT_ITEM)):
+            where = slots == SLOTS[slot]
+            count = int(where.sum()) // SOFT_TOKENS  # rows that have this slot
+            vectors = placed(vectors, where, self.virtual[at].repeat(count, 1))
+        return vectors
+
+
+class FusedModel(TextModel):
+    """What CoLLM and CCF-LLM share: CF models beside the language model.
+
+    A frozen encoder stays in evaluation mode: it has no dropout, and what it computes for all
+    users and items is computed once.
+    """
+
+    def __init__(
+        self, llm: Any, answers: tuple[int, int], encoders: Sequence[Any], read: str
+    ) -> None:
+        super().__init__(llm, answers, read)
+        self.encoders: Any = nn.ModuleList(encoders)
+        self.width: int = self.causal.get_input_embeddings().weight.shape[1]
+
+    def encoders_trained(self) -> bool:
+        return any(p.requires_grad for p in self.encoders.parameters())
+
+    def train(self, mode: bool = True) -> FusedModel:
+        super().train(mode)
+        self.encoders.train(mode and self.encoders_trained())
+        return self
+
+    def collaborative(
+        self, encoder: Encoder, users: Tensor, histories: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of the rows' users (B, D) and of all items (I, D)."""
+        with nullcontext() if self.encoders_trained() else torch.no_grad():
+            return encoder.embed(users, histories)
+
+
+class CoLLM(FusedModel):
+    """User and item vectors of one CF model, each mapped into one slot of the prompt.
+
+    The mapping Linear(D -> 10 D), ReLU, Linear(10 D -> H) is one network for users and items.
+    """
+
+    def __init__(self, llm: Any, answers: tuple[int, int], encoder: Any, factor: int = 10) -> None:
+        super().__init__(llm, answers, [encoder], read="yes")
+        self.mapping = mlp(encoder.dim, factor * encoder.dim, self.width)
+
+    def embed(
+        self, ids: Tensor, items: Tensor, slots: Tensor, users: Tensor, histories: Tensor
+    ) -> Tensor:
+        vectors = self.words(ids)
+        of_users, of_items = self.collaborative(self.encoders[0], users, histories)
+        row, _ = (slots == SLOTS[USER]).nonzero(as_tuple=True)
+        if len(row):
+            mapped = self.mapping(F.embedding(row, of_users))
+            vectors = placed(vectors, slots == SLOTS[USER], mapped)
+        where = slots == SLOTS[ITEM]
+        if where.any():
+            vectors = placed(vectors, where, self.mapping(F.embedding(items[where], of_items)))
+        return vectors
+
+
+def mlp(inputs: int, hidden: int, outputs: int, zero_last: bool = False) -> nn.Sequential:
+    """Two layers with a ReLU between them. `zero_last`: it starts as the constant zero."""
+    last = nn.Linear(hidden, outputs)
+    if zero_last:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), last)

@@ -1,0 +1,784 @@
+"""Language models: names, sizes, loading, checkpoints made here, LoRA."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from reprokit import backbones
+from reprokit.backbones import (
+    KNOWN,
+    RECIPES,
+    SCRATCH,
+    TINY,
+    Size,
+    add_lora,
+    download_bytes,
+    identify,
+    load,
+    merged,
+    prepare,
+    size_of,
+    unknown_tokens,
+)
+from reprokit.runs import RequestError
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "qwen2": Qwen2Config(**SHAPE),
+    "mistral": MistralConfig(**SHAPE, head_dim=16, sliding_window=8),
+    "smollm": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+}
+GENRES = ("Drama", "Comedy, Romance", "Horror", "Action, Thriller")
+TEXTS = [f"The {a} {b} ({1950 + 7 * i % 50}), {GENRES[i % 4]}" for i, (a, b) in enumerate(
+    (a, b) for a in ("Long", "Last", "Red", "Quiet", "Blue") for b in ("Night", "River", "Storm",
+    "Garden", "Train", "Winter", "Song", "House")
+)]  # fmt: skip
+FRAME = [f"#Question: would the user enjoy the item? #Answer:{a}" for a in (" Yes", " No")]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def spm_like() -> PreTrainedTokenizerFast:
+    """BPE on words with a leading mark, the first one too, as Llama's; knows few characters."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS + FRAME, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
+    recipe = dataclasses.replace(RECIPES[TINY], vocabulary=300)
+    bytes_of = {"qwen2", "smollm"}  # theirs knows every byte
+    return backbones.build_tokenizer(recipe, TEXTS, FRAME) if kind in bytes_of else spm_like()
+
+
+def save(kind: str, folder: Path) -> Any:
+    """A random checkpoint of an architecture; returns the model that was saved."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
+    with backbones.quiet():
+        model.save_pretrained(folder)
+        tokenizer_of(kind).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    save("llama", tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no hub."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path / "hf" / "hub"
+
+
+def cached(hub: Path, repo: str, revision: str = "main") -> Path:
+    """Put a Llama into the hub cache, as the hub's client lays it out."""
+    root = hub / f"models--{repo.replace('/', '--')}"
+    (root / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    (root / "refs" / revision).write_text(COMMIT)
+    save("llama", root / "snapshots" / COMMIT)
+    return root / "snapshots" / COMMIT
+
+
+def refused(*words: str) -> Any:
+    """One line with all these words."""
+    return pytest.raises(RequestError, match=r"(?s)\A[^\n]*" + "".join(
+        rf"(?=[^\n]*{word})" for word in words
+    ) + r"[^\n]*\Z")  # fmt: skip
+
+
+# --- names --------------------------------------------------------------------------------------
+def test_importing_the_module_loads_no_torch():
+    code = (
+        "import sys, reprokit.backbones as b\n"
+        "b.identify('tiny'), b.size_of('lmsys/vicuna-7b-v1.5').memory(1, 9, 2, True)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'tokenizers', 'huggingface_hub'}\n"
+        "print(heavy & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_is_known_by_its_content_and_not_by_its_place(llama: Path, tmp_path: Path):
+    first = identify(str(llama))
+    assert first.startswith("folder ") and identify(str(llama)) == first
+    moved = llama.rename(tmp_path / "moved")
+    assert identify(str(moved)) == first
+    (moved / "reprokit.json").write_text("{}")  # what was measured decides nothing
+    assert identify(str(moved)) == first
+    weights = bytearray((moved / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(weights)
+    assert identify(str(moved)) != first
+
+
+def test_digests_of_a_folder_are_kept(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = tmp_path / "cache.json"
+    first = identify(str(llama), cache)
+    monkeypatch.setattr("reprokit.download.digest", lambda path: pytest.fail("read again"))
+    assert identify(str(llama), cache) == first
+
+
+def test_recipes_are_known_by_their_revision(monkeypatch: pytest.MonkeyPatch):
+    assert identify(TINY) == f"tiny, recipe {backbones.REVISION}"
+    monkeypatch.setattr(backbones, "REVISION", 99)
+    assert identify(SCRATCH) == "scratch, recipe 99"
+
+
+def test_a_hub_name_is_known_by_its_commit_in_the_local_cache(hub: Path):
+    cached(hub, "org/model")
+    cached(hub, "org/model", "refs/pr/3")
+    assert identify("org/model") == f"hub org/model@{COMMIT}"
+    assert identify("org/model@refs/pr/3", offline=True) == f"hub org/model@{COMMIT}"
+    other = "f" * 40
+    assert identify(f"org/model@{other}") == f"hub org/model@{other}"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    with refused("org/none", "did not name its commit", "`scratch` or `tiny`", "connect once"):
+        identify("org/none")
+    with refused("org/none", "offline", "connect once"):
+        identify("org/none", offline=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with refused("org/none", "offline"):
+        identify("org/none")
+
+
+@pytest.fixture
+def served(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[str]]]:
+    """A hub that knows the models of this dictionary: files by name."""
+    known: dict[str, list[str]] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            repo = self.path.removeprefix("/api/models/").partition("/revision/")[0]
+            files = [{"rfilename": file} for file in known.get(repo, [])]
+            body = json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
+            self.send_response(200 if files else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    yield known
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_names_the_commit_of_a_model_that_is_not_here(served: dict[str, list[str]]):
+    served["org/safe"] = ["config.json", "model.safetensors", "pytorch_model.bin"]
+    served["org/pickled"] = ["config.json", "pytorch_model-00001-of-00002.bin"]
+    assert identify("org/safe") == f"hub org/safe@{COMMIT}"
+    with refused("org/pickled", "pytorch_model-00001", "nothing is read as a pickle", "convert"):
+        identify("org/pickled")
+    with refused("org/other", "did not name its commit"):
+        identify("org/other")
+
+
+@pytest.mark.parametrize(
+    "name", ["vicuna", "a/b/c", "org/../x", "org/name@", "~nobody/x", "./none", "/no/such", ""]
+)
+def test_a_name_that_stands_for_nothing_is_one_line(name: str, hub: Path):
+    for ask in (identify, size_of, download_bytes):
+        with refused("language model", "`scratch` or `tiny`"):
+            ask(name)
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with refused("holds no config.json"):
+        identify(str(tmp_path))
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with refused("org/model holds no config.json"):
+        identify("org/model")
+
+
+# --- sizes --------------------------------------------------------------------------------------
+VICUNA = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    vocab_size=32000,
+)
+EXACT = {
+    **CONFIGS,
+    "vicuna-7b": VICUNA,
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_the_size_of_a_configuration_is_that_of_the_model(kind: str, tmp_path: Path):
+    EXACT[kind].save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert size_of(str(tmp_path)).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_well_known_models_have_their_published_sizes(hub: Path):
+    published = {
+        "lmsys/vicuna-7b-v1.3": 6_738_415_616,
+        "lmsys/vicuna-7b-v1.5": 6_738_415_616,
+        "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+        "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+        "Qwen/Qwen2-1.5B": 1_543_714_304,
+        "Qwen/Qwen2.5-0.5B": 494_032_768,
+        "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    }
+    assert published.keys() == KNOWN.keys()
+    assert {name: size_of(name).parameters for name in published} == published
+    assert download_bytes("lmsys/vicuna-7b-v1.5@main") == 2 * 6_738_415_616
+
+
+def test_a_cached_model_has_the_size_of_its_configuration_and_needs_no_download(hub: Path):
+    folder = cached(hub, "org/model")
+    assert size_of("org/model").hidden == 32
+    assert download_bytes("org/model") == download_bytes(str(folder)) == download_bytes(TINY) == 0
+    (folder / "model.safetensors").unlink()
+    assert download_bytes("org/model") == 2 * size_of("org/model").parameters
+
+
+def test_a_size_that_is_not_known_is_one_line(hub: Path, tmp_path: Path):
+    with refused("org/unknown", "size is not known", "hf download org/unknown"):
+        size_of("org/unknown")
+    config = tmp_path / "config.json"
+    for content, words in (
+        ({**SHAPE, "num_local_experts": 8}, ("num_local_experts",)),
+        ({"text_config": SHAPE}, ("no hidden_size", "vocab_size")),
+        ([], ("damaged",)),
+    ):
+        config.write_text(json.dumps(content))
+        with refused(*words):
+            size_of(str(tmp_path))
+
+
+def test_the_memory_estimate_covers_what_training_keeps(llama: Path):
+    model = add_lora(load("llama", str(llama)).model, dropout=0.1).train()
+    weights = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    vectors = torch.randn(8, 40, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        decoder = model.get_base_model().get_decoder()
+        states = decoder(inputs_embeds=vectors, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(states[:, -1])
+    logits.sum().backward()
+    size = size_of(str(llama))
+    estimate = size.memory(8, 40, 4, training=True) - 4 * size.parameters
+    assert sum(kept.values()) < estimate < 4 * sum(kept.values())
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing():
+    size = Size(4096, 32, 32, 32, 11008, 32000)
+    weights = 2 * size.parameters
+    small, large = (size.memory(batch, 700, 2, training=True) for batch in (4, 16))
+    assert weights < size.memory(16, 700, 2, training=False) < small < large
+    assert large - weights == pytest.approx(4 * (small - weights))
+    assert size.memory(16, 700, 2, True, checkpointing=True) < weights + (large - weights) / 4
+
+
+# --- loading ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_checkpoint_loads_by_path_and_reads_out_the_same_logits(kind: str, tmp_path: Path):
+    saved = save(kind, tmp_path)
+    backbone = load(kind, str(tmp_path))
+    ids = backbone.tokenizer("The Last River (1957), Drama", return_tensors="pt")["input_ids"]
+    model = backbone.model
+    with torch.no_grad():
+        states = model.get_decoder()(ids).last_hidden_state
+        torch.testing.assert_close(model.get_output_embeddings()(states), saved(ids).logits)
+    if kind != "qwen2":  # the library splits digits as Qwen does, whatever the file says
+        assert backbone.tokenizer(TEXTS)["input_ids"] == tokenizer_of(kind)(TEXTS)["input_ids"]
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert (backbone.name, backbone.source) == (kind, str(tmp_path))
+    assert backbone.facts["dtype"] == "float32" and backbone.facts["unused_weights"] == 0
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == (kind == "smollm")
+
+
+def test_a_hub_name_loads_from_the_local_cache_without_a_hub(hub: Path):
+    cached(hub, "org/model")
+    backbone = load("org/model", "org/model")
+    assert backbone.facts["commit"] == COMMIT
+    assert backbone.model.config._name_or_path == "org/model"
+
+
+def test_a_model_that_is_not_whole_and_not_to_be_had_is_one_line(hub: Path):
+    with refused("org/none", "connect once"):
+        load("org/none", "org/none")
+    (cached(hub, "org/model") / "model.safetensors").unlink()
+    with refused("org/model", "connect once"):
+        load("org/model", "org/model")
+
+
+def drop(folder: Path, *keys: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {k: t for k, t in tensors.items() if k not in keys},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+
+
+def test_missing_weights_are_an_error_and_tied_ones_are_not_missing(tmp_path: Path):
+    save("llama", tmp_path / "llama")
+    drop(tmp_path / "llama", "model.layers.1.mlp.up_proj.weight", "lm_head.weight")
+    with refused("lacks 2 weights, such as lm_head.weight"):
+        load("llama", str(tmp_path / "llama"))
+    save("smollm", tmp_path / "smollm")
+    load("smollm", str(tmp_path / "smollm"))  # its file has no output matrix
+    drop(tmp_path / "smollm", "model.embed_tokens.weight")
+    with refused("lacks", "weights"):
+        load("smollm", str(tmp_path / "smollm"))
+
+
+def test_weights_of_another_shape_are_an_error_and_left_over_ones_are_counted(llama: Path):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    assert load("llama", str(llama)).facts["unused_weights"] == 9
+    (llama / "config.json").write_text(json.dumps({**config, "intermediate_size": 50}))
+    with refused("6 weights of another shape", r"\(32, 48\), by its config.json \(32, 50\)"):
+        load("llama", str(llama))
+
+
+def test_pickled_weights_are_refused_unread(llama: Path):
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    for ask in (identify, lambda name: load(name, name)):
+        with refused("pytorch_model.bin", "nothing is read as a pickle; convert to safetensors"):
+            ask(str(llama))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", '{"model_type": "nothing"}', ("cannot be loaded", "nothing")),
+        ("config.json", "{", ("cannot be loaded",)),
+        ("config.json", '{"model_type": "t5"}', ("cannot be loaded", "T5Config")),
+        ("model.safetensors", "rubbish", ("cannot be loaded", "damaged")),
+        ("tokenizer.json", "{}", ("tokenizer",)),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(
+    file: str, content: str, words: tuple[str, ...], llama: Path
+):
+    (llama / file).write_text(content)
+    with refused(*words):
+        load("broken", str(llama))
+
+
+def test_a_folder_without_weights_is_one_line_or_random_on_request(llama: Path):
+    (llama / "model.safetensors").unlink()
+    with refused("cannot be loaded", "model.safetensors"):
+        load("llama", str(llama))
+    first, second = (load("llama", str(llama), random_weights=True).model for _ in range(2))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_sentencepiece_tokenizer_without_its_packages_is_one_line(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (llama / "tokenizer.json").rename(llama / "tokenizer.model")
+    monkeypatch.setattr(backbones, "is_installed", lambda module: module != "google.protobuf")
+    with refused("tokenizer.model", "pip install sentencepiece protobuf"):
+        load("llama", str(llama))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dtype": "float16"}, ("float16", "CPU")),
+        ({"dtype": "int8"}, ("int8", "bfloat16")),
+        ({"attention": "flash_attention_2"}, ("flash_attention_2", "sdpa")),
+        ({"attention": "fast"}, ("fast", "sdpa, eager")),
+    ],
+)
+def test_a_choice_that_cannot_be_is_one_line(
+    arguments: dict[str, str], words: tuple[str, ...], llama: Path
+):
+    with refused(*words):
+        load("llama", str(llama), **arguments)
+
+
+def test_dtype_and_attention_can_be_chosen(llama: Path):
+    plain = load("llama", str(llama)).model
+    eager = load("llama", str(llama), attention="eager").model
+    half = load("llama", str(llama), dtype="bfloat16").model
+    assert half.dtype == torch.bfloat16 and plain.dtype == torch.float32
+    assert eager.config._attn_implementation == "eager"
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(eager(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("granite", {"logits_scaling": 8.0}), ("gemma2", {"final_logit_softcapping": 30.0})],
+)
+def test_logits_that_are_scaled_or_capped_are_refused(
+    kind: str, settings: dict[str, float], tmp_path: Path
+):
+    config = AutoConfig.for_model(kind, **{**SHAPE, **settings, "head_dim": 8})
+    with backbones.quiet():
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        spm_like().save_pretrained(tmp_path)
+    with refused("read-out", "not supported"):
+        load(kind, str(tmp_path), attention="eager")
+
+
+def test_weights_that_are_not_finite_are_refused(llama: Path):
+    tensors = load_file(llama / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, llama / "model.safetensors", {"format": "pt"})
+    with refused("not finite"):
+        load("llama", str(llama))
+
+
+def test_checkpointing_changes_no_gradient(llama: Path):
+    found = []
+    for checkpointing in (False, True):
+        model = load("llama", str(llama), checkpointing=checkpointing).model
+        model = add_lora(model, dropout=0.0, seed=1).train()
+        model(torch.arange(10)[None], use_cache=False).logits[0, -1, 5].backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(gradient.abs().max() > 0 for gradient in found[0])
+
+
+# --- models made here ---------------------------------------------------------------------------
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`scratch` in a second: narrower, and few small steps."""
+    small = dataclasses.replace(
+        RECIPES[SCRATCH],
+        hidden=32,
+        layers=2,
+        intermediate=64,
+        steps=30,
+        batch=2,
+        block=128,
+        lr=1e-2,
+    )
+    monkeypatch.setitem(RECIPES, SCRATCH, small)
+
+
+def content(folder: str | Path) -> dict[str, bytes]:
+    """All files but the facts, which hold a time."""
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.name != "reprokit.json"}
+
+
+def test_the_tokenizer_made_here_makes_a_token_of_each_word_of_the_frame(tmp_path: Path):
+    source, facts = prepare(TINY, TEXTS, FRAME, tmp_path)
+    backbone = load(TINY, source)
+    tokenizer = backbone.tokenizer
+    assert len(tokenizer) == facts["vocabulary"] <= 4096
+    for text in FRAME:
+        words = re.findall(r" ?(?:\w+|[^\w\s]+)", text)
+        assert tokenizer.tokenize(text) == [word.replace(" ", "Ġ") for word in words]
+    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    strange = ["Amélie (2001)", "七人の侍", "naïve \U0001f3ac, tab\tand  two spaces"]
+    for text in (*TEXTS, *strange):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert unknown_tokens(tokenizer, strange) == 0
+    special = ("pad_token", "unk_token", "bos_token", "eos_token")
+    assert len({getattr(tokenizer, f"{name}_id") for name in special}) == 4
+
+
+def test_tiny_has_the_size_that_is_announced(tmp_path: Path):
+    source, facts = prepare(TINY, TEXTS, FRAME, tmp_path)
+    model = load(TINY, source).model
+    announced = size_of(TINY)
+    assert dataclasses.replace(announced, vocab=int(facts["vocabulary"])) == dataclasses.replace(
+        size_of(source), head_dim=0
+    )
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["steps"] == 0 and facts["perplexity"] == facts["perplexity_before"]
+
+
+def test_preparing_twice_reuses_what_is_there(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    source, facts = prepare(SCRATCH, TEXTS, FRAME, tmp_path, told.append)
+    assert len(told) == 1 and "perplexity on 2 held-out texts" in told[0]
+    monkeypatch.setattr(backbones, "build", lambda *_: pytest.fail("made again"))
+    again = prepare(SCRATCH, [*reversed(TEXTS), TEXTS[0]], FRAME, tmp_path, told.append)
+    assert again == (source, facts) and len(told) == 1
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [Path(source).name]
+    assert prepare("org/model", TEXTS, FRAME, tmp_path) == ("org/model", {})
+
+
+def test_other_texts_another_frame_or_another_seed_make_another_checkpoint(tmp_path: Path):
+    sources = {
+        prepare(TINY, texts, frame, tmp_path, seed=seed)[0]
+        for texts, frame, seed in (
+            (TEXTS, FRAME, 0),
+            (TEXTS[1:], FRAME, 0),
+            (TEXTS, FRAME[1:], 0),
+            (TEXTS, FRAME, 1),
+        )
+    }
+    assert len(sources) == 4
+    with pytest.raises(ValueError, match="at least 2"):
+        prepare(TINY, ["one", "one"], FRAME, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["half", "cut", "no facts"])
+def test_a_damaged_checkpoint_is_made_again(damage: str, tmp_path: Path):
+    source = Path(prepare(TINY, TEXTS, FRAME, tmp_path)[0])
+    whole = content(source)
+    if damage == "half":
+        (source / "tokenizer.json").unlink()
+    if damage == "cut":
+        (source / "model.safetensors").write_bytes(whole["model.safetensors"][:-4])
+    if damage == "no facts":
+        (source / "reprokit.json").unlink()
+    assert prepare(TINY, TEXTS, FRAME, tmp_path)[0] == str(source)
+    assert content(source) == whole
+    assert list((tmp_path / "models").iterdir()) == [source]
+
+
+def test_a_checkpoint_never_shows_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", broken)
+    with pytest.raises(OSError, match="no room"):
+        prepare(TINY, TEXTS, FRAME, tmp_path)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_two_processes_make_the_same_bytes(tmp_path: Path, short: None):
+    code = (
+        "import dataclasses, json, sys\nfrom pathlib import Path\n"
+        "from reprokit import backbones as b\n"
+        "folder, recipe, texts, frame = json.load(sys.stdin)\n"
+        "b.RECIPES[b.SCRATCH] = b.Recipe(**recipe)\n"
+        "for name in (b.TINY, b.SCRATCH): b.prepare(name, texts, frame, Path(folder))\n"
+    )
+    recipe = dataclasses.asdict(RECIPES[SCRATCH])
+    subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([str(tmp_path / "there"), recipe, TEXTS, FRAME]),
+        text=True,
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    for name in (TINY, SCRATCH):
+        here = Path(prepare(name, TEXTS, FRAME, tmp_path / "here")[0])
+        assert content(here) == content(tmp_path / "there" / "models" / here.name)
+
+
+def test_making_a_model_leaves_the_generators_as_they_were(tmp_path: Path, short: None):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    prepare(SCRATCH, TEXTS, FRAME, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_lowers_the_perplexity_of_texts_that_it_does_not_see(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+    pretrain = backbones.pretrain
+
+    def spy(model: Any, tokenizer: Any, recipe: Any, texts: list[str], *rest: Any) -> None:
+        seen.extend(texts)
+        pretrain(model, tokenizer, recipe, texts, *rest)
+
+    monkeypatch.setattr(backbones, "pretrain", spy)
+    source, facts = prepare(SCRATCH, TEXTS, FRAME, tmp_path)
+    assert len(seen) == len(set(seen)) == 38 and facts["held_out"] == 2
+    assert facts["perplexity"] < facts["perplexity_before"] / 5
+    backbone = load(SCRATCH, source)
+    held_out = sorted({f" {text}" for text in TEXTS} - set(seen))
+    assert len(held_out) == 2
+    found = backbones.perplexity(backbone.model, backbone.tokenizer, held_out)
+    assert found == pytest.approx(facts["perplexity"], rel=1e-4)
+
+
+def test_each_pass_has_every_text_once_and_both_answers_equally_often():
+    recipe = dataclasses.replace(RECIPES[SCRATCH], batch=1, block=60, frame_share=0.5)
+    rows = [[number] * 4 for number in range(10)]
+    frame = [[100] * 5, [200] * 5]
+    found = next(backbones.blocks(rows, frame, recipe, 0)).ravel().tolist()  # 40 + 2 * 2 * 5
+    assert [found.count(number) for number in (*range(10), 100, 200)] == [4] * 10 + [10, 10]
+    both = [next(backbones.blocks(rows, frame, recipe, seed)).tolist() for seed in (0, 1)]
+    assert both[0] == [found] != both[1]
+
+
+def test_perplexity_is_that_of_each_text_alone(tmp_path: Path):
+    backbone = load(TINY, prepare(TINY, TEXTS, FRAME, tmp_path)[0])
+    losses = []
+    for text in ("The Red Storm", "Song"):
+        ids = torch.tensor(backbones.documents(backbone.tokenizer, [text]))
+        with torch.no_grad():
+            logits = backbone.model(ids).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+    expected = torch.cat(losses).mean().exp().item()
+    got = backbones.perplexity(backbone.model, backbone.tokenizer, ["The Red Storm", "Song"])
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+# --- LoRA ---------------------------------------------------------------------------------------
+def adapted(llama: Path, **options: Any) -> Any:
+    """A Llama whose adapter does something."""
+    model = add_lora(load("llama", str(llama), **options).model, seed=0)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(12)[None], use_cache=False).logits
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_only_the_adapter_is_trained_and_its_weights_are_float32(llama: Path):
+    model = add_lora(load("llama", str(llama), dtype="bfloat16").model, r=4)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2 and all("lora_" in name for name in trained)
+    assert all("q_proj" in name or "v_proj" in name for name in trained)
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    assert model.get_base_model().dtype == torch.bfloat16
+    assert logits(model).dtype == torch.bfloat16
+
+
+def test_a_seed_decides_the_adapter_and_nothing_else(llama: Path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    states = []
+    for draw in (3, 4):
+        torch.manual_seed(draw)
+        model = load("llama", str(llama)).model
+        states.append(state(add_lora(model, seed=7)))
+        if draw == 3:
+            assert torch.equal(torch.rand(2), expected)
+    assert same(*states)
+    assert not same(states[0], state(add_lora(load("llama", str(llama)).model, seed=8)))
+
+
+def test_missing_targets_are_named_beside_the_layers_that_there_are(llama: Path):
+    model = load("llama", str(llama)).model
+    with refused("c_attn", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"):
+        add_lora(model, targets=("q_proj", "c_attn"))
+    with refused("no linear layer", "q_proj"):
+        add_lora(model, targets=())
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+
+
+def test_merging_changes_no_score_and_leaves_every_bit_in_place(llama: Path):
+    model = adapted(llama)
+    before, expected = state(model), logits(model)
+    with model.disable_adapter():
+        assert not torch.allclose(logits(model), expected, atol=1e-2)
+    for _ in range(2):
+        with merged(model):
+            assert all(layer.merged for layer in model.modules() if hasattr(layer, "lora_A"))
+            torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+            with merged(model):  # nothing more to merge
+                torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+        assert same(state(model), before) and torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_come_back_after_an_error_while_merged(dtype: str, llama: Path):
+    model = adapted(llama, dtype=dtype)
+    before = state(model)
+    with pytest.raises(KeyError), merged(model):
+        raise KeyError
+    assert same(state(model), before)
+    assert not any(layer.merged for layer in model.modules() if hasattr(layer, "lora_A"))
+
+
+def test_merging_without_an_adapter_does_nothing(llama: Path):
+    model = load("llama", str(llama)).model
+    before, expected = state(model), logits(model)
+    with merged(model):
+        assert torch.equal(logits(model), expected)
+    assert same(state(model), before)
+
+
+def test_texts_with_unknown_tokens_are_counted():
+    tokenizer = spm_like()
+    assert unknown_tokens(tokenizer, ["The Red Storm", "七人の侍", "Amélie", "Drama"]) == 2
+    assert unknown_tokens(tokenizer, []) == 0
+    tokenizer.unk_token = None
+    assert unknown_tokens(tokenizer, ["七人の侍"]) == 0

@@ -1,0 +1,310 @@
+"""Pictures, and figures as targets."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from reprokit import ccf_llm, cli, figures, reproduce
+from reprokit.plan import Request, plan
+from reprokit.reproduce import DONE, INCOMPLETE
+from reprokit.runs import Estimate, Job, Result, System, Unavailable, setting
+from reprokit.tables import Cell, Column, Line, Rendered, Row, Table
+
+AUC = Column("ML-1M AUC", "test/auc", "ml-1m", definition="auc")
+BOOKS = Column("Book AUC", "test/auc", "amazon-book", definition="auc")
+NDCG = Column("ML-1M NDCG@10", "test/ndcg", "ml-1m", definition="ndcg@k", decimals=2)
+ROWS = (Row("alpha = 1", "toy"), Row("Default", "toy", {"depth": 2}))
+TABLE = Table("ccf_llm/figure9", "How to fuse $x$", (AUC, BOOKS), ROWS)
+
+
+def rendered(*rows: tuple[Cell, ...], preset: str = "small", **changed: Any) -> Rendered:
+    lines = tuple(
+        Line((row.label,), cells, ("",) * len(cells))
+        for row, cells in zip(TABLE.rows, rows, strict=True)
+    )
+    return Rendered(dataclasses.replace(TABLE, **changed), lines, preset, 2, "command")
+
+
+def cell(*values: float, unlike: str = "") -> Cell:
+    return Cell(values=values, unlike=unlike)
+
+
+TWO = rendered((cell(0.6, 0.64), cell(0.7)), (cell(0.45, 0.47), Cell(reason="not finished")))
+
+
+def texts(figure: Any) -> list[str]:
+    inside = [text.get_text() for axis in figure.axes for text in axis.texts]
+    return inside + [text.get_text() for text in figure.texts]
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_two_savings_give_the_same_bytes_without_version_or_time(tmp_path: Path):
+    for name in ("a", "b"):
+        figures.save(figures.bars(TWO), tmp_path / f"{name}.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert content == (tmp_path / "b.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(content[16:20]), int.from_bytes(content[20:24])) == (1200, 700)
+    assert not any(chunk in content for chunk in (b"tEXt", b"iTXt", b"tIME", b"matplotlib"))
+    other = rendered((cell(0.61, 0.64), cell(0.7)), (cell(0.45, 0.47), Cell()))
+    figures.save(figures.bars(other), tmp_path / "other.png")
+    assert (tmp_path / "other.png").read_bytes() != content
+    assert len(list(tmp_path.iterdir())) == 3  # no temporary file stays
+
+
+def test_a_users_style_neither_changes_the_picture_nor_is_changed(tmp_path: Path):
+    figures.save(figures.bars(TWO), tmp_path / "plain.png")
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "savefig.dpi": 30}):
+        figures.save(figures.bars(TWO), tmp_path / "styled.png")
+        assert matplotlib.rcParams["axes.facecolor"] == "red"
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()
+
+
+def test_drawing_needs_neither_pyplot_nor_a_window_system(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from test_figures import TWO, figures\n"
+        "assert 'matplotlib.figure' not in sys.modules\n"
+        "figures.save(figures.bars(TWO), Path(sys.argv[1]))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.png")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "tests",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_bars_of_auc_start_at_chance_go_down_below_it_and_the_axis_says_so():
+    (axis,) = figures.bars(TWO).axes
+    assert axis.get_ylabel() == "AUC\n(bars start at 0.5, chance)"
+    spans = [(bar.get_y(), bar.get_height()) for bar in axis.patches]
+    assert [start for start, _ in spans] == [0.5] * 3
+    assert [height for _, height in spans] == pytest.approx([0.12, -0.04, 0.2])
+    low, high = axis.get_ylim()
+    assert low < 0.44 and high > 0.7
+    above = rendered((cell(0.6), cell(0.7)), (cell(0.8), cell(0.9)))
+    assert figures.bars(above).axes[0].get_ylim()[0] == 0.5
+
+
+def test_a_metric_of_another_kind_has_a_panel_of_its_own_that_starts_at_zero():
+    changed = rendered((cell(0.6), cell(5.25)), (cell(0.7), cell(6.5)), columns=(AUC, NDCG))
+    upper, lower = figures.bars(changed).axes
+    assert upper.get_ylabel().startswith("AUC") and lower.get_ylabel() == "ML-1M NDCG@10"
+    assert [bar.get_y() for bar in lower.patches] == [0, 0] and lower.get_ylim()[0] == 0
+    assert [bar.get_facecolor() for bar in upper.patches] != [
+        bar.get_facecolor() for bar in lower.patches
+    ]
+    assert {"0.6000", "5.25"} <= set(texts(upper.figure))
+
+
+def test_whiskers_are_the_standard_deviation_over_seeds():
+    (axis,) = figures.bars(TWO).axes
+    first, second = (container.errorbar.lines[2][0] for container in axis.containers[1::2])
+    (segment, _) = first.get_segments()
+    std = np.std([0.6, 0.64], ddof=1)
+    assert segment[:, 1] == pytest.approx([0.62 - std, 0.62 + std])
+    assert not np.isfinite(second.get_segments()[0]).any()  # one seed has no spread
+
+
+def test_bars_carry_their_value_and_an_empty_cell_says_so():
+    found = texts(figures.bars(TWO))
+    assert [text for text in found if text[0] == "0"] == ["0.6200", "0.4600", "0.7000"]
+    assert found.count("empty") == 1
+
+
+def test_rows_are_groups_and_columns_are_named_in_a_legend():
+    figure = figures.bars(TWO)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["alpha = 1", "Default"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ML-1M AUC", "Book AUC"]
+
+
+def test_only_a_demo_says_synthetic_and_only_a_deviation_not_comparable():
+    warning = "synthetic data: not comparable with the paper"
+    assert warning not in texts(figures.bars(TWO))
+    cells = (cell(0.6), cell(0.7)), (cell(0.7, unlike="tiny"), cell(0.8))
+    assert warning in texts(figures.bars(rendered(*cells, preset="demo")))
+    text = "not comparable with the paper, for the reasons in figure9.md"
+    assert text in texts(figures.bars(rendered(*cells)))
+    assert "ccf_llm/figure9: How to fuse $x$" in texts(figures.bars(TWO))
+
+
+POINTS = {
+    "dataset": np.repeat(["ml-1m", "amazon-book"], 6),
+    "modality": np.tile(np.repeat(["aligned CF", "LLM", "fused"], 2), 2),
+    "x": np.arange(12.0),
+    "y": np.arange(12.0) ** 2,
+}
+
+
+def test_points_have_a_panel_per_data_set_and_a_colour_per_modality(tmp_path: Path):
+    figure = figures.scatter(POINTS, TWO)
+    assert [axis.get_title() for axis in figure.axes] == ["ml-1m", "amazon-book"]
+    green, yellow, purple = (
+        group.get_facecolor()[0][:3] for group in figure.axes[1].collections[:3]
+    )
+    assert green[1] > max(green[0], green[2])
+    assert min(yellow[:2]) > yellow[2] and min(purple[0], purple[2]) > purple[1]
+    np.testing.assert_array_equal(figure.axes[1].collections[2].get_offsets()[:, 0], [10, 11])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["aligned CF", "LLM", "fused"]
+    assert not any(len(axis.get_xticks()) + len(axis.get_yticks()) for axis in figure.axes)
+    for name in ("a", "b"):
+        figures.save(figures.scatter(POINTS, TWO), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+# --- figures as targets ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    depth: int = setting(1, "a test")
+
+
+def toy(job: Job) -> Result:
+    if job.run.settings.depth == 9:
+        raise Unavailable("too deep")
+    score = 0.6 + 0.05 * job.run.settings.depth + 0.01 * job.run.seed
+    kinds = ["aligned CF", "LLM"]
+    points = {
+        "points/items": np.array([7, 7]),
+        "points/titles": np.array(["Alien, the film", "Alien, the film"]),
+        "points/modality": np.array(kinds),
+        "points/x": np.array([0.125, job.run.seed], np.float32),
+        "points/y": np.array([1.0, 2.0], np.float32),
+    }
+    return Result({"test/auc": score, "valid/auc": score}, points)
+
+
+@pytest.fixture
+def declare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put one table, and a system behind it, in place of CCF-LLM's."""
+    estimate = Estimate(1.0, 1e9, 1e6)
+    system = System(ToySettings, toy, lambda settings, sizes: estimate)
+    monkeypatch.setattr(ccf_llm, "SYSTEMS", {**ccf_llm.SYSTEMS, "toy": system})
+
+    def declared(table: Table) -> Table:
+        monkeypatch.setattr(ccf_llm, "TABLES", (table,))
+        return table
+
+    declared(TABLE)
+    return declared
+
+
+def make(out: Path, **chosen: Any) -> tuple[reproduce.Outcome, int]:
+    wanted = Request(("ccf_llm/figure9",), out=out, **{"command": "test", "seeds": 2, **chosen})
+    planned = plan(wanted)
+    outcome = reproduce.execute(planned, quiet=True)
+    return outcome, reproduce.assemble(planned, outcome)[1]
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_figure_leaves_what_a_table_leaves_and_a_picture(declare: Any, tmp_path: Path):
+    outcome, status = make(tmp_path)
+    assert (outcome.executed, status) == (8, DONE)
+    folder = tmp_path / "demo/ccf_llm"
+    assert {path.name.removeprefix("figure9") for path in folder.iterdir()} == {
+        ".csv", ".md", ".compare.csv", ".json", ".png"
+    }  # fmt: skip
+    assert rows_of(folder / "figure9.csv") == [
+        ["Variant", "ML-1M AUC", "Book AUC"],
+        ["alpha = 1", "0.6550", "0.6550"],
+        ["Default", "0.7050", "0.7050"],
+    ]
+    assert "![How to fuse $x$](figure9.png)" in (folder / "figure9.md").read_text()
+    assert json.loads((folder / "figure9.json").read_text())["cells"] == {"filled": 4, "of": 4}
+    before = (folder / "figure9.png").read_bytes()
+    outcome, _ = make(tmp_path)
+    assert outcome.executed == 0 and (folder / "figure9.png").read_bytes() == before
+
+
+def test_a_figures_rows_are_picked_like_a_tables(declare: Any, tmp_path: Path):
+    outcome, status = make(tmp_path, rows=("default",), dataset="ml-1m")
+    assert (outcome.executed, status) == (2, DONE)
+    found = rows_of(tmp_path / "demo/ccf_llm/figure9.csv")[1:]
+    assert found == [["alpha = 1", "", ""], ["Default", "0.7050", ""]]
+    assert reproduce.progress_of(tmp_path, TABLE) == "demo 1/4 cells"
+
+
+def test_a_picture_of_nothing_is_not_drawn_and_an_old_one_goes(declare: Any, tmp_path: Path):
+    make(tmp_path)
+    picture = tmp_path / "demo/ccf_llm/figure9.png"
+    assert picture.is_file()
+    _, status = make(tmp_path, overrides=("toy.depth=9",))
+    assert status == INCOMPLETE and not picture.exists()
+    text = picture.with_suffix(".md").read_text()
+    assert "[1] too deep" in text and "![" not in text
+
+
+def test_a_figure_that_declares_no_row_is_not_built(declare: Any, tmp_path: Path):
+    declare(Table("ccf_llm/figure9", "An example"))
+    outcome, status = make(tmp_path)
+    assert (outcome.executed, status) == (0, INCOMPLETE)
+    assert not list((tmp_path / "demo/ccf_llm").iterdir())
+
+
+def test_relaimpr_in_a_figure_is_blank_only_without_a_base_row(declare: Any, tmp_path: Path):
+    gain = Column("Gain", "", "ml-1m", base_column="ML-1M AUC", decimals=1)
+    rows = ROWS[0], dataclasses.replace(ROWS[1], base="alpha = 1")
+    declare(dataclasses.replace(TABLE, columns=(AUC, gain), rows=rows))
+    _, status = make(tmp_path, rows=("Default",))  # its base row comes along
+    assert status == DONE
+    found = rows_of(tmp_path / "demo/ccf_llm/figure9.csv")[1:]
+    assert found == [["alpha = 1", "0.6550", ""], ["Default", "0.7050", "32.3"]]
+
+
+def test_a_scatter_figure_writes_its_points_and_its_numbers_apart(declare: Any, tmp_path: Path):
+    declare(dataclasses.replace(TABLE, draw="scatter", rows=ROWS[:1]))
+    _, status = make(tmp_path)
+    assert status == DONE
+    folder = tmp_path / "demo/ccf_llm"
+    assert rows_of(folder / "figure9.csv") == [
+        ["dataset", "item", "title", "modality", "x", "y"],
+        ["demo-ml-1m", "7", "Alien, the film", "aligned CF", "0.125", "1"],
+        ["demo-ml-1m", "7", "Alien, the film", "LLM", "0", "2"],  # of the first seed
+        ["demo-amazon-book", "7", "Alien, the film", "aligned CF", "0.125", "1"],
+        ["demo-amazon-book", "7", "Alien, the film", "LLM", "0", "2"],
+    ]
+    assert rows_of(folder / "figure9.summary.csv")[1] == ["alpha = 1", "0.6550", "0.6550"]
+    assert (folder / "figure9.png").is_file()
+    _, status = make(tmp_path, overrides=("toy.depth=9",))
+    assert status == INCOMPLETE and not (folder / "figure9.png").exists()
+    assert len(rows_of(folder / "figure9.csv")) == 1  # the header
+
+
+def test_list_and_show_and_the_terminal_treat_a_figure_as_a_table(
+    declare: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = ("--out", str(tmp_path))
+    assert cli.main(["reproduce", "ccf_llm/figure9", "--dataset", "ml-1m", *out]) == 0
+    shown = capsys.readouterr().out
+    assert "| alpha = 1 | 0.6550 ± 0.0071 | [1]" in shown
+    assert "ours ± spread; the paper prints a picture and no numbers" in shown
+    assert f"picture: {tmp_path / 'demo/ccf_llm/figure9.png'}" in shown
+    cli.main(["list", *out])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "figure9" in line)
+    cells = [part.strip() for part in line.split("|")]
+    assert cells[3:6] == ["ml-1m, amazon-book", "2 of 2", "demo 2/4 cells"]
+    cli.main(["show", "ccf_llm/figure9"])
+    assert "| alpha = 1 |" in capsys.readouterr().out
