@@ -72,8 +72,9 @@ class Recipe:
 
 
 RECIPES = {
-    TINY: Recipe(64, 2, 4, 172, steps=0),
-    SCRATCH: Recipe(128, 3, 4, 344, steps=200),
+    # Wide weights: attention of a random model must differ from a plain mean to carry anything.
+    TINY: Recipe(64, 2, 4, 172, steps=0, init_std=0.15),
+    SCRATCH: Recipe(128, 2, 4, 344, steps=200),
 }
 ANYTHING_ELSE = f"Give a folder in Hugging Face format, `{SCRATCH}` or `{TINY}`"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth")
@@ -391,12 +392,17 @@ def prepare(
     folder: Path,
     note: Note = silent,
     seed: int = 0,
+    wholes: Sequence[str] = (),
 ) -> tuple[str, dict[str, float]]:
     """The checkpoint of `tiny` or `scratch` for some item texts: (its folder, facts).
 
     It is made in `folder/models` unless one from the same content stands there whole. `frame` are
     the sentences around the items, each with an answer; both answers should stand in it equally
-    often. Training runs on the CPU, so that its bytes do not depend on the graphics card.
+    often. `wholes` become one token each: the fixed words of a prompt mean nothing to a model that
+    has read titles alone, and would be half of every prompt.
+
+    Training runs on the CPU: the same texts, seed, machine and number of threads give the same
+    bytes, whatever graphics card there is.
 
     Other names come back as they are.
     """
@@ -406,12 +412,12 @@ def prepare(
     distinct = sorted(set(texts))
     if len(distinct) < 2:
         raise ValueError(f"{name} is made from item texts: at least 2 differing ones, got {texts}")
-    key = digest([REVISION, asdict(recipe), distinct, list(frame), seed])[:16]
+    key = digest([REVISION, asdict(recipe), distinct, list(frame), sorted(wholes), seed])[:16]
     target = Path(folder) / "models" / f"{name}-{key}"
     facts = finished(target)
     if facts is None:
         with quiet():
-            model, tokenizer, made = build(name, recipe, distinct, frame, note, seed)
+            model, tokenizer, made = build(name, recipe, distinct, frame, wholes, note, seed)
             install(target, model, tokenizer, {"recipe": asdict(recipe), "facts": made})
         facts = finished(target)
     if facts is None:
@@ -431,12 +437,18 @@ def finished(target: Path) -> dict[str, float] | None:
 
 
 def build(
-    name: str, recipe: Recipe, texts: list[str], frame: Sequence[str], note: Note, seed: int
+    name: str,
+    recipe: Recipe,
+    texts: list[str],
+    frame: Sequence[str],
+    wholes: Sequence[str],
+    note: Note,
+    seed: int,
 ) -> tuple[Any, Any, dict[str, float]]:
     """(model, tokenizer, facts); one text of twenty is held out from training."""
     started = time.monotonic()
     texts = [f" {text.strip()}" for text in texts]  # as they stand inside a prompt
-    tokenizer = build_tokenizer(recipe, texts, frame)
+    tokenizer = build_tokenizer(recipe, texts, frame, wholes)
     with seeded(seed):
         model = build_llama(recipe, tokenizer)
     order = np.random.default_rng([seed, 0]).permutation(len(texts))
@@ -462,12 +474,22 @@ def build(
     return model, tokenizer, facts
 
 
-def build_tokenizer(recipe: Recipe, texts: Sequence[str], frame: Sequence[str]) -> Any:
+def build_tokenizer(
+    recipe: Recipe, texts: Sequence[str], frame: Sequence[str], wholes: Sequence[str] = ()
+) -> Any:
     """Byte-level BPE of all texts. It knows every byte, so that no text has an unknown token.
 
     The frame counts 200-fold, which makes its words whole tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -482,6 +504,7 @@ def build_tokenizer(recipe: Recipe, texts: Sequence[str], frame: Sequence[str]) 
         show_progress=False,
     )
     tokenizer.train_from_iterator([*texts, *list(frame) * 200], trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in sorted(wholes)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", special.index("<s>"))]
     )

@@ -67,7 +67,7 @@ class Bench:
 
     def __init__(self, job: Job) -> None:
         from reprokit import backbones, training
-        from reprokit.prompting import frame, tokenise
+        from reprokit.prompting import frame, tokenise, wholes
 
         self.job, self.settings = job, job.run.settings
         self.data = click.load(job)
@@ -76,7 +76,12 @@ class Bench:
         s = self.settings
         with self.accelerator.main_process_first():
             source, self.facts = backbones.prepare(
-                s.llm, item_texts(self.data), frame(), job.folder, job.progress.note
+                s.llm,
+                item_texts(self.data),
+                frame(),
+                job.folder,
+                job.progress.note,
+                wholes=wholes(),
             )
         self.backbone = backbones.load(
             s.llm, source, s.dtype, s.attention, self.accelerator.device, s.checkpointing
@@ -262,7 +267,8 @@ class Bench:
 def item_texts(data: CTRData) -> list[str]:
     """What a language model of our own may read: titles with genres, nothing of users."""
     pairs = zip(data.titles[1:], data.genres[1:], strict=True)
-    return [f"{title}: {', '.join(g.split('|'))}" if g else title for title, g in pairs]
+    # Behind a space, as in a prompt.
+    return [f" {title}: {', '.join(g.split('|'))}" if g else f" {title}" for title, g in pairs]
 
 
 def cf_settings(run: Any, kind: str) -> Any:

@@ -506,17 +506,18 @@ REASONS = {
     "amazon-book": "CoLLM's choice there",
     "demo": "small, for a laptop",
     "small": "a small open model, for hours on a CPU or minutes on a GPU",
+    "own": "a small model of our own takes larger steps",
 }
 DEMO = {
     "llm": "tiny",
-    "lr": 3e-3,
+    "history": 5,
     "batch_size": 64,
     "warmup": 0,
     "epoch_rows": 1600,
-    "valid_rows": 0,
+    "valid_rows": 800,
     "eval_batch": 256,
-    "max_epochs": 6,
-    "patience": 2,
+    "max_epochs": 8,
+    "patience": 3,
 }
 SMALL = {
     "llm": "HuggingFaceTB/SmolLM2-135M",
@@ -530,8 +531,8 @@ SMALL = {
 }
 CF = {"demo": {"cf_preset": "demo"}, "small": {"cf_preset": "small"}}
 FUSED = {
-    "demo": {**CF["demo"], "fusion_lr": 3e-3},
-    "small": {**CF["small"], "fusion_lr": 1e-3},
+    "demo": {**CF["demo"], "fusion_lr": 5e-3},
+    "small": {**CF["small"], "fusion_lr": 3e-3},
 }
 BOOK = {"epoch_rows": 1600, "valid_rows": 6400}
 
@@ -539,6 +540,8 @@ BOOK = {"epoch_rows": 1600, "valid_rows": 6400}
 def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str, Any]) -> System:
     """A row with a language model; `more` adds to the presets."""
     presets = {name: {**base, **more.get(name, {})} for name, base in LLM_PRESETS.items()}
+    fused = any("fusion_lr" in preset for preset in presets.values())
+    steps = {"lr": 5e-3, "fusion_lr": 5e-3} if fused else {"lr": 5e-3}
     return System(
         settings,
         execute,
@@ -547,6 +550,7 @@ def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str,
         presets=presets,
         reasons=REASONS,
         backbone="llm",
+        by_backbone={"tiny": steps, "scratch": steps},
     )
 
 

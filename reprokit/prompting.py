@@ -18,6 +18,8 @@ Shapes: B rows, T tokens, H width of the language model, D width of the CF model
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -105,6 +107,12 @@ def frame() -> list[str]:
     return [text + answer for text in words for answer in (" Yes", " No")]
 
 
+def wholes() -> list[str]:
+    """The fixed words of the prompts, each stretch of more than two words as it stands."""
+    every = {s for template in TEMPLATES.values() for s in template if s[0] != "<"}
+    return sorted(text for text in every if len(text.split()) > 2)
+
+
 # --- tokens -------------------------------------------------------------------------------------
 def encode_inside(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as it stands inside a sentence, no special tokens.
@@ -183,7 +191,7 @@ def tokenise(tokenizer: Any, titles: Sequence[str], backbone: str, folder: Path)
             tokens, starts = file["tokens"], file["starts"]
         if len(starts) != len(titles) + 1 or starts[-1] != len(tokens):
             raise ValueError("does not fit the titles")
-    except (OSError, ValueError, LookupError, EOFError):
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
         texts = [" " + title.strip() for title in titles[1:]]
         lists = [[], *encode_inside(tokenizer, texts)]
         tokens = np.array([token for ids in lists for token in ids], np.int32)
@@ -321,8 +329,9 @@ class Prompts:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """Rows of one number have user and prefix in common, and can share its states: (R,)."""
-        keys = np.ascontiguousarray(np.concatenate([self.users[:, None], self.prefix], axis=1))
+        """Rows of one number have user, history and prefix in common, and can share states: (R,)."""
+        parts = [self.users[:, None], self.recent, self.prefix]
+        keys = np.ascontiguousarray(np.concatenate(parts, axis=1))
         rows = keys.view([("", keys.dtype)] * keys.shape[1]).ravel()
         return np.unique(rows, return_inverse=True)[1].ravel()
 

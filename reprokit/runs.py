@@ -159,12 +159,17 @@ class System:
     """Why a data set or a preset has settings of its own."""
     backbone: str = ""
     """Name of the setting that names a language model; empty where there is none."""
+    by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings that differ by language model; they win over the preset's."""
 
     def configure(self, dataset: str, preset: str, chosen: Mapping[str, Any]) -> Any:
-        """Defaults, then the data set's, the preset's, and the user's settings."""
-        return self.settings(
-            **{**self.tuned.get(dataset, {}), **self.presets.get(preset, {}), **chosen}
-        )
+        """Defaults, then the data set's, the preset's, the language model's, and the user's."""
+        base = {**self.tuned.get(dataset, {}), **self.presets.get(preset, {})}
+        return self.settings(**{**base, **self.of_backbone(preset, chosen), **chosen})
+
+    def of_backbone(self, preset: str, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = {**self.presets.get(preset, {}), **chosen}.get(self.backbone, "")
+        return self.by_backbone.get(name, {})
 
     def is_seeded(self, settings: Any) -> bool:
         return self.seeded if isinstance(self.seeded, bool) else self.seeded(settings)
@@ -173,6 +178,8 @@ class System:
         """Where a setting's value comes from; empty for its default."""
         if name in chosen:
             return "set by you"
+        if name in self.of_backbone(preset, chosen):
+            return f"for {chosen.get(self.backbone, preset)}: {self.reasons['own']}"
         for key, special in ((preset, self.presets), (dataset, self.tuned)):
             if name in special.get(key, {}):
                 return f"for {key}: {self.reasons[key]}"

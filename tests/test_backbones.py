@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -193,41 +194,80 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Path, monkeypatch: pytest
 
 
 @pytest.fixture
-def served(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[str]]]:
-    """A hub that knows the models of this dictionary: files by name."""
-    known: dict[str, list[str]] = {}
+def served(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, bytes]]]:
+    """A hub with the models of this dictionary: content by file, by name."""
+    known: dict[str, dict[str, bytes]] = {}
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            repo = self.path.removeprefix("/api/models/").partition("/revision/")[0]
-            files = [{"rfilename": file} for file in known.get(repo, [])]
-            body = json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
-            self.send_response(200 if files else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            path = self.path.partition("?")[0].split("/")
+            if path[1:3] == ["api", "models"]:
+                repo = "/".join(path[3:5])
+                files = known.get(repo, {})
+                value: Any = {"id": repo, "sha": COMMIT}
+                value["siblings"] = [{"rfilename": name} for name in files]
+                if "tree" in path:
+                    value = [
+                        {"type": "file", "path": name, "size": len(body), "oid": oid(body)}
+                        for name, body in files.items()
+                    ]
+                self.answer(json.dumps(value).encode() if files else None)
+            else:  # /org/name/resolve/commit/file
+                self.answer(known.get("/".join(path[1:3]), {}).get(path[-1]))
+
+        def answer(self, body: bytes | None) -> None:
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{oid(body or b"")}"')
             self.end_headers()
-            self.wfile.write(body)
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    def oid(body: bytes) -> str:
+        return hashlib.sha1(body).hexdigest()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=lambda: server.serve_forever(0.05), daemon=True).start()
+    at = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", at)
+    template = f"{at}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     yield known
     server.shutdown()
     server.server_close()
 
 
-def test_the_hub_names_the_commit_of_a_model_that_is_not_here(served: dict[str, list[str]]):
-    served["org/safe"] = ["config.json", "model.safetensors", "pytorch_model.bin"]
-    served["org/pickled"] = ["config.json", "pytorch_model-00001-of-00002.bin"]
+def test_the_hub_names_the_commit_of_a_model_that_is_not_here(
+    served: dict[str, dict[str, bytes]],
+):
+    served["org/safe"] = dict.fromkeys(("config.json", "model.safetensors", "a.bin"), b"x")
+    served["org/pickled"] = {"config.json": b"x", "pytorch_model-00001-of-00002.bin": b"x"}
     assert identify("org/safe") == f"hub org/safe@{COMMIT}"
     with refused("org/pickled", "pytorch_model-00001", "nothing is read as a pickle", "convert"):
         identify("org/pickled")
     with refused("org/other", "did not name its commit"):
         identify("org/other")
+
+
+def test_a_hub_model_is_downloaded_once_and_without_its_pickles(
+    served: dict[str, dict[str, bytes]], hub: Path, llama: Path
+):
+    files = {path.name: path.read_bytes() for path in llama.iterdir()}
+    served["org/model"] = {**files, "pytorch_model.bin": b"pickle", "notes.md": b"text"}
+    backbone = load("org/model", "org/model")
+    assert backbone.facts["commit"] == COMMIT
+    snapshot = hub / "models--org--model" / "snapshots" / COMMIT
+    assert {path.name for path in snapshot.iterdir()} == set(files)
+    served.clear()
+    assert identify("org/model", offline=True) == f"hub org/model@{COMMIT}"
+    again = load("org/model", "org/model").model.state_dict()
+    assert same(again, backbone.model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -310,26 +350,32 @@ def test_a_size_that_is_not_known_is_one_line(hub: Path, tmp_path: Path):
             size_of(str(tmp_path))
 
 
-def test_the_memory_estimate_covers_what_training_keeps(llama: Path):
-    model = add_lora(load("llama", str(llama)).model, dropout=0.1).train()
+def kept_for_backward(model: Any) -> int:
+    """Bytes that training keeps of 8 prompts of 40 tokens, the weights left out."""
     weights = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
         if tensor.data_ptr() not in weights:
+            storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    base = model.get_base_model()
     vectors = torch.randn(8, 40, 32, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        decoder = model.get_base_model().get_decoder()
-        states = decoder(inputs_embeds=vectors, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(states[:, -1])
+        states = base.get_decoder()(inputs_embeds=vectors.to(base.dtype), use_cache=False)
+        logits = base.get_output_embeddings()(states.last_hidden_state[:, -1])
     logits.sum().backward()
-    size = size_of(str(llama))
-    estimate = size.memory(8, 40, 4, training=True) - 4 * size.parameters
-    assert sum(kept.values()) < estimate < 4 * sum(kept.values())
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_the_memory_estimate_covers_what_training_keeps(dtype: str, width: int, llama: Path):
+    model = add_lora(load("llama", str(llama), dtype=dtype).model, dropout=0.1).train()
+    kept, size = kept_for_backward(model), size_of(str(llama))
+    estimate = size.memory(8, 40, width, training=True) - width * size.parameters
+    assert kept < estimate < 4 * kept
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing():
@@ -477,12 +523,15 @@ def test_dtype_and_attention_can_be_chosen(llama: Path):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("granite", {"logits_scaling": 8.0}), ("gemma2", {"final_logit_softcapping": 30.0})],
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("gemma2", {"final_logit_softcapping": 30.0, "initializer_range": 0.01}),
+    ],
 )
 def test_logits_that_are_scaled_or_capped_are_refused(
     kind: str, settings: dict[str, float], tmp_path: Path
 ):
-    config = AutoConfig.for_model(kind, **{**SHAPE, **settings, "head_dim": 8})
+    config = AutoConfig.for_model(kind, **{**SHAPE, "head_dim": 8, **settings})
     with backbones.quiet():
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
         spm_like().save_pretrained(tmp_path)
@@ -498,16 +547,19 @@ def test_weights_that_are_not_finite_are_refused(llama: Path):
         load("llama", str(llama))
 
 
-def test_checkpointing_changes_no_gradient(llama: Path):
-    found = []
+def test_checkpointing_keeps_less_and_changes_no_gradient(llama: Path):
+    found, kept = [], []
     for checkpointing in (False, True):
         model = load("llama", str(llama), checkpointing=checkpointing).model
         model = add_lora(model, dropout=0.0, seed=1).train()
+        kept.append(kept_for_backward(model))
+        model.zero_grad()
         model(torch.arange(10)[None], use_cache=False).logits[0, -1, 5].backward()
         found.append([p.grad for p in model.parameters() if p.requires_grad])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
     assert any(gradient.abs().max() > 0 for gradient in found[0])
+    assert kept[1] < kept[0] / 4
 
 
 # --- models made here ---------------------------------------------------------------------------
@@ -679,6 +731,8 @@ def test_perplexity_is_that_of_each_text_alone(tmp_path: Path):
     losses = []
     for text in ("The Red Storm", "Song"):
         ids = torch.tensor(backbones.documents(backbone.tokenizer, [text]))
+        ends = backbone.tokenizer.bos_token_id, backbone.tokenizer.eos_token_id
+        assert (ids[0, 0], ids[0, -1]) == ends
         with torch.no_grad():
             logits = backbone.model(ids).logits[0, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
