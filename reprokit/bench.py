@@ -48,6 +48,8 @@ class LLMSettings:
     batch_size: int = setting(12, "the paper's 3, on each of its 4 GPUs")
     micro_batch: int = setting(0, "rows in memory at once; 0: all of a process's share")
     eval_batch: int = setting(64, "rows scored at once")
+    schedule: str = setting("cosine", "CoLLM's, down to a floor; the paper names none")
+    lr_floor: float = setting(0.08, "CoLLM's 8e-5 under its 1e-3: where the cosine ends, of lr")
     warmup: int = setting(200, "CoLLM's, here over true steps; the paper names none")
     epoch_rows: int = setting(1600, "CoLLM's: rows between two validations")
     valid_rows: int = setting(5200, "CoLLM validates on half of MovieLens-1M's rows; 0: all")
@@ -66,7 +68,7 @@ class Bench:
     """A run with its data and its language model: makes prompts, trains stages, scores rows."""
 
     def __init__(self, job: Job) -> None:
-        from reprokit import backbones, training
+        from reprokit import backbones, homemade, training
         from reprokit.prompting import frame, tokenise, wholes
 
         self.job, self.settings = job, job.run.settings
@@ -75,7 +77,7 @@ class Bench:
         self.accelerator = training.make_accelerator()
         s = self.settings
         with self.accelerator.main_process_first():
-            source, self.facts = backbones.prepare(
+            source, self.facts = homemade.prepare(
                 s.llm,
                 item_texts(self.data),
                 frame(),
@@ -194,6 +196,8 @@ class Bench:
                 epoch_rows=min(s.epoch_rows, len(prompts)),
                 micro_batch=s.micro_batch,
                 warmup=s.warmup,
+                schedule=s.schedule,
+                floor=s.lr_floor * lr,
                 clip=1.0,
                 eval_batch=s.eval_batch,
             ),

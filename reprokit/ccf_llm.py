@@ -482,7 +482,7 @@ def estimate_llm(stages: float) -> Callable[[Any, Mapping[str, int]], Estimate]:
     """By arithmetic: 2 operations a weight and token forward, twice that backward."""
 
     def estimate(settings: Any, sizes: Mapping[str, int]) -> Estimate:
-        from reprokit.backbones import size_of
+        from reprokit.sizes import size_of
 
         s, size = settings, size_of(settings.llm)
         tokens, rate = 20 * s.history + 80, 5e10

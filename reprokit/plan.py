@@ -458,7 +458,7 @@ def model_downloads(planned: Plan) -> Iterator[str]:
     for name in dict.fromkeys(model_of(run) for run in planned.wanted):
         if not name:
             continue
-        from reprokit.backbones import download_bytes
+        from reprokit.sizes import download_bytes
 
         reason = planned.unreached.get(name, "")
         try:

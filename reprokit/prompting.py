@@ -161,7 +161,11 @@ def answer_tokens(tokenizer: Any, cue: str) -> tuple[int, int]:
         )
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and unknown in (answers[0][0], answers[1][0]):
-        raise RequestError("Yes or No is unknown to the tokenizer: choose another language model")
+        pieces = [tokenizer.convert_ids_to_tokens(ids) for ids in answers]
+        raise RequestError(
+            f"Yes or No is unknown to the tokenizer, which makes {pieces[0]} and {pieces[1]} of "
+            "them: choose another language model"
+        )
     return answers[0][0], answers[1][0]
 
 
@@ -329,7 +333,7 @@ class Prompts:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """Rows of one number have user, history and prefix in common, and can share states: (R,)."""
+        """Rows of one number have user, history and prefix in common, so may share states: (R,)."""
         parts = [self.users[:, None], self.recent, self.prefix]
         keys = np.ascontiguousarray(np.concatenate(parts, axis=1))
         rows = keys.view([("", keys.dtype)] * keys.shape[1]).ravel()

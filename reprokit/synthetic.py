@@ -624,9 +624,9 @@ def oracle(world: World) -> Floats:
 
 
 @cache
-def default_digest() -> str:
-    """A hash of all that the default world holds: the fingerprint of the demo data sets."""
-    world = make_world(Config())
+def world_digest(config: Config) -> str:
+    """A hash of all that a world holds: the fingerprint of the demo data sets made from it."""
+    world = make_world(config)
     digest = hashlib.sha256(repr((world.config, reviews(world))).encode())
     for part in (world.users, world.items, world.events):
         for column in part:

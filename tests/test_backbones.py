@@ -1,12 +1,10 @@
-"""Language models: names, sizes, loading, checkpoints made here, LoRA."""
+"""Language models: names, loading, LoRA."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import re
 import subprocess
 import sys
 import threading
@@ -27,26 +25,13 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen3Config,
 )
 
 from reprokit import backbones
-from reprokit.backbones import (
-    KNOWN,
-    RECIPES,
-    SCRATCH,
-    TINY,
-    Size,
-    add_lora,
-    download_bytes,
-    identify,
-    load,
-    merged,
-    prepare,
-    size_of,
-    unknown_tokens,
-)
+from reprokit.backbones import add_lora, identify, load, merged, unknown_tokens
+from reprokit.homemade import RECIPES, SCRATCH, TINY, build_tokenizer
 from reprokit.runs import RequestError
+from reprokit.sizes import download_bytes, size_of
 
 SHAPE = {
     "hidden_size": 32,
@@ -89,7 +74,7 @@ def spm_like() -> PreTrainedTokenizerFast:
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     recipe = dataclasses.replace(RECIPES[TINY], vocabulary=300)
     bytes_of = {"qwen2", "smollm"}  # theirs knows every byte
-    return backbones.build_tokenizer(recipe, TEXTS, FRAME) if kind in bytes_of else spm_like()
+    return build_tokenizer(recipe, TEXTS, FRAME) if kind in bytes_of else spm_like()
 
 
 def save(kind: str, folder: Path) -> Any:
@@ -108,14 +93,18 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path / "llama"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache, and no hub."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     return tmp_path / "hf" / "hub"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return empty_hub(tmp_path, monkeypatch)
 
 
 def cached(hub: Path, repo: str, revision: str = "main") -> Path:
@@ -135,10 +124,10 @@ def refused(*words: str) -> Any:
 
 
 # --- names --------------------------------------------------------------------------------------
-def test_importing_the_module_loads_no_torch():
+def test_importing_the_modules_loads_no_torch():
     code = (
-        "import sys, reprokit.backbones as b\n"
-        "b.identify('tiny'), b.size_of('lmsys/vicuna-7b-v1.5').memory(1, 9, 2, True)\n"
+        "import sys, reprokit.backbones as b, reprokit.homemade, reprokit.sizes as s\n"
+        "b.identify('tiny'), s.size_of('lmsys/vicuna-7b-v1.5').memory(1, 9, 2, True)\n"
         "heavy = {'torch', 'transformers', 'peft', 'tokenizers', 'huggingface_hub'}\n"
         "print(heavy & set(sys.modules))"
     )
@@ -286,105 +275,6 @@ def test_a_folder_without_a_configuration_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with refused("org/model holds no config.json"):
         identify("org/model")
-
-
-# --- sizes --------------------------------------------------------------------------------------
-VICUNA = LlamaConfig(
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    vocab_size=32000,
-)
-EXACT = {
-    **CONFIGS,
-    "vicuna-7b": VICUNA,
-    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
-    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
-}
-
-
-@pytest.mark.parametrize("kind", EXACT)
-def test_the_size_of_a_configuration_is_that_of_the_model(kind: str, tmp_path: Path):
-    EXACT[kind].save_pretrained(tmp_path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    assert size_of(str(tmp_path)).parameters == sum(p.numel() for p in model.parameters())
-
-
-def test_well_known_models_have_their_published_sizes(hub: Path):
-    published = {
-        "lmsys/vicuna-7b-v1.3": 6_738_415_616,
-        "lmsys/vicuna-7b-v1.5": 6_738_415_616,
-        "HuggingFaceTB/SmolLM2-135M": 134_515_008,
-        "HuggingFaceTB/SmolLM2-360M": 361_821_120,
-        "Qwen/Qwen2-1.5B": 1_543_714_304,
-        "Qwen/Qwen2.5-0.5B": 494_032_768,
-        "meta-llama/Llama-3.2-1B": 1_235_814_400,
-    }
-    assert published.keys() == KNOWN.keys()
-    assert {name: size_of(name).parameters for name in published} == published
-    assert download_bytes("lmsys/vicuna-7b-v1.5@main") == 2 * 6_738_415_616
-
-
-def test_a_cached_model_has_the_size_of_its_configuration_and_needs_no_download(hub: Path):
-    folder = cached(hub, "org/model")
-    assert size_of("org/model").hidden == 32
-    assert download_bytes("org/model") == download_bytes(str(folder)) == download_bytes(TINY) == 0
-    (folder / "model.safetensors").unlink()
-    assert download_bytes("org/model") == 2 * size_of("org/model").parameters
-
-
-def test_a_size_that_is_not_known_is_one_line(hub: Path, tmp_path: Path):
-    with refused("org/unknown", "size is not known", "hf download org/unknown"):
-        size_of("org/unknown")
-    config = tmp_path / "config.json"
-    for content, words in (
-        ({**SHAPE, "num_local_experts": 8}, ("num_local_experts",)),
-        ({"text_config": SHAPE}, ("no hidden_size", "vocab_size")),
-        ([], ("damaged",)),
-    ):
-        config.write_text(json.dumps(content))
-        with refused(*words):
-            size_of(str(tmp_path))
-
-
-def kept_for_backward(model: Any) -> int:
-    """Bytes that training keeps of 8 prompts of 40 tokens, the weights left out."""
-    weights = {p.data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in weights:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    base = model.get_base_model()
-    vectors = torch.randn(8, 40, 32, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = base.get_decoder()(inputs_embeds=vectors.to(base.dtype), use_cache=False)
-        logits = base.get_output_embeddings()(states.last_hidden_state[:, -1])
-    logits.sum().backward()
-    return sum(kept.values())
-
-
-@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
-def test_the_memory_estimate_covers_what_training_keeps(dtype: str, width: int, llama: Path):
-    model = add_lora(load("llama", str(llama), dtype=dtype).model, dropout=0.1).train()
-    kept, size = kept_for_backward(model), size_of(str(llama))
-    estimate = size.memory(8, 40, width, training=True) - width * size.parameters
-    assert kept < estimate < 4 * kept
-
-
-def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing():
-    size = Size(4096, 32, 32, 32, 11008, 32000)
-    weights = 2 * size.parameters
-    small, large = (size.memory(batch, 700, 2, training=True) for batch in (4, 16))
-    assert weights < size.memory(16, 700, 2, training=False) < small < large
-    assert large - weights == pytest.approx(4 * (small - weights))
-    assert size.memory(16, 700, 2, True, checkpointing=True) < weights + (large - weights) / 4
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -547,6 +437,26 @@ def test_weights_that_are_not_finite_are_refused(llama: Path):
         load("llama", str(llama))
 
 
+def kept_for_backward(model: Any) -> int:
+    """Bytes that training keeps of 8 prompts of 40 tokens, the weights left out."""
+    weights = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    base = model.get_base_model()
+    vectors = torch.randn(8, 40, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = base.get_decoder()(inputs_embeds=vectors.to(base.dtype), use_cache=False)
+        logits = base.get_output_embeddings()(states.last_hidden_state[:, -1])
+    logits.sum().backward()
+    return sum(kept.values())
+
+
 def test_checkpointing_keeps_less_and_changes_no_gradient(llama: Path):
     found, kept = [], []
     for checkpointing in (False, True):
@@ -560,185 +470,6 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(llama: Path):
         torch.testing.assert_close(one, other)
     assert any(gradient.abs().max() > 0 for gradient in found[0])
     assert kept[1] < kept[0] / 4
-
-
-# --- models made here ---------------------------------------------------------------------------
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`scratch` in a second: narrower, and few small steps."""
-    small = dataclasses.replace(
-        RECIPES[SCRATCH],
-        hidden=32,
-        layers=2,
-        intermediate=64,
-        steps=30,
-        batch=2,
-        block=128,
-        lr=1e-2,
-    )
-    monkeypatch.setitem(RECIPES, SCRATCH, small)
-
-
-def content(folder: str | Path) -> dict[str, bytes]:
-    """All files but the facts, which hold a time."""
-    return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.name != "reprokit.json"}
-
-
-def test_the_tokenizer_made_here_makes_a_token_of_each_word_of_the_frame(tmp_path: Path):
-    source, facts = prepare(TINY, TEXTS, FRAME, tmp_path)
-    backbone = load(TINY, source)
-    tokenizer = backbone.tokenizer
-    assert len(tokenizer) == facts["vocabulary"] <= 4096
-    for text in FRAME:
-        words = re.findall(r" ?(?:\w+|[^\w\s]+)", text)
-        assert tokenizer.tokenize(text) == [word.replace(" ", "Ġ") for word in words]
-    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
-    strange = ["Amélie (2001)", "七人の侍", "naïve \U0001f3ac, tab\tand  two spaces"]
-    for text in (*TEXTS, *strange):
-        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-    assert unknown_tokens(tokenizer, strange) == 0
-    special = ("pad_token", "unk_token", "bos_token", "eos_token")
-    assert len({getattr(tokenizer, f"{name}_id") for name in special}) == 4
-
-
-def test_tiny_has_the_size_that_is_announced(tmp_path: Path):
-    source, facts = prepare(TINY, TEXTS, FRAME, tmp_path)
-    model = load(TINY, source).model
-    announced = size_of(TINY)
-    assert dataclasses.replace(announced, vocab=int(facts["vocabulary"])) == dataclasses.replace(
-        size_of(source), head_dim=0
-    )
-    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
-    assert facts["steps"] == 0 and facts["perplexity"] == facts["perplexity_before"]
-
-
-def test_preparing_twice_reuses_what_is_there(
-    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
-):
-    told: list[str] = []
-    source, facts = prepare(SCRATCH, TEXTS, FRAME, tmp_path, told.append)
-    assert len(told) == 1 and "perplexity on 2 held-out texts" in told[0]
-    monkeypatch.setattr(backbones, "build", lambda *_: pytest.fail("made again"))
-    again = prepare(SCRATCH, [*reversed(TEXTS), TEXTS[0]], FRAME, tmp_path, told.append)
-    assert again == (source, facts) and len(told) == 1
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [Path(source).name]
-    assert prepare("org/model", TEXTS, FRAME, tmp_path) == ("org/model", {})
-
-
-def test_other_texts_another_frame_or_another_seed_make_another_checkpoint(tmp_path: Path):
-    sources = {
-        prepare(TINY, texts, frame, tmp_path, seed=seed)[0]
-        for texts, frame, seed in (
-            (TEXTS, FRAME, 0),
-            (TEXTS[1:], FRAME, 0),
-            (TEXTS, FRAME[1:], 0),
-            (TEXTS, FRAME, 1),
-        )
-    }
-    assert len(sources) == 4
-    with pytest.raises(ValueError, match="at least 2"):
-        prepare(TINY, ["one", "one"], FRAME, tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["half", "cut", "no facts"])
-def test_a_damaged_checkpoint_is_made_again(damage: str, tmp_path: Path):
-    source = Path(prepare(TINY, TEXTS, FRAME, tmp_path)[0])
-    whole = content(source)
-    if damage == "half":
-        (source / "tokenizer.json").unlink()
-    if damage == "cut":
-        (source / "model.safetensors").write_bytes(whole["model.safetensors"][:-4])
-    if damage == "no facts":
-        (source / "reprokit.json").unlink()
-    assert prepare(TINY, TEXTS, FRAME, tmp_path)[0] == str(source)
-    assert content(source) == whole
-    assert list((tmp_path / "models").iterdir()) == [source]
-
-
-def test_a_checkpoint_never_shows_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def broken(*_: Any) -> None:
-        raise OSError("no room")
-
-    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", broken)
-    with pytest.raises(OSError, match="no room"):
-        prepare(TINY, TEXTS, FRAME, tmp_path)
-    assert list((tmp_path / "models").iterdir()) == []
-
-
-def test_two_processes_make_the_same_bytes(tmp_path: Path, short: None):
-    code = (
-        "import dataclasses, json, sys\nfrom pathlib import Path\n"
-        "from reprokit import backbones as b\n"
-        "folder, recipe, texts, frame = json.load(sys.stdin)\n"
-        "b.RECIPES[b.SCRATCH] = b.Recipe(**recipe)\n"
-        "for name in (b.TINY, b.SCRATCH): b.prepare(name, texts, frame, Path(folder))\n"
-    )
-    recipe = dataclasses.asdict(RECIPES[SCRATCH])
-    subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps([str(tmp_path / "there"), recipe, TEXTS, FRAME]),
-        text=True,
-        cwd=ROOT,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    for name in (TINY, SCRATCH):
-        here = Path(prepare(name, TEXTS, FRAME, tmp_path / "here")[0])
-        assert content(here) == content(tmp_path / "there" / "models" / here.name)
-
-
-def test_making_a_model_leaves_the_generators_as_they_were(tmp_path: Path, short: None):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    prepare(SCRATCH, TEXTS, FRAME, tmp_path)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_training_lowers_the_perplexity_of_texts_that_it_does_not_see(
-    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
-):
-    seen: list[str] = []
-    pretrain = backbones.pretrain
-
-    def spy(model: Any, tokenizer: Any, recipe: Any, texts: list[str], *rest: Any) -> None:
-        seen.extend(texts)
-        pretrain(model, tokenizer, recipe, texts, *rest)
-
-    monkeypatch.setattr(backbones, "pretrain", spy)
-    source, facts = prepare(SCRATCH, TEXTS, FRAME, tmp_path)
-    assert len(seen) == len(set(seen)) == 38 and facts["held_out"] == 2
-    assert facts["perplexity"] < facts["perplexity_before"] / 5
-    backbone = load(SCRATCH, source)
-    held_out = sorted({f" {text}" for text in TEXTS} - set(seen))
-    assert len(held_out) == 2
-    found = backbones.perplexity(backbone.model, backbone.tokenizer, held_out)
-    assert found == pytest.approx(facts["perplexity"], rel=1e-4)
-
-
-def test_each_pass_has_every_text_once_and_both_answers_equally_often():
-    recipe = dataclasses.replace(RECIPES[SCRATCH], batch=1, block=60, frame_share=0.5)
-    rows = [[number] * 4 for number in range(10)]
-    frame = [[100] * 5, [200] * 5]
-    found = next(backbones.blocks(rows, frame, recipe, 0)).ravel().tolist()  # 40 + 2 * 2 * 5
-    assert [found.count(number) for number in (*range(10), 100, 200)] == [4] * 10 + [10, 10]
-    both = [next(backbones.blocks(rows, frame, recipe, seed)).tolist() for seed in (0, 1)]
-    assert both[0] == [found] != both[1]
-
-
-def test_perplexity_is_that_of_each_text_alone(tmp_path: Path):
-    backbone = load(TINY, prepare(TINY, TEXTS, FRAME, tmp_path)[0])
-    losses = []
-    for text in ("The Red Storm", "Song"):
-        ids = torch.tensor(backbones.documents(backbone.tokenizer, [text]))
-        ends = backbone.tokenizer.bos_token_id, backbone.tokenizer.eos_token_id
-        assert (ids[0, 0], ids[0, -1]) == ends
-        with torch.no_grad():
-            logits = backbone.model(ids).logits[0, :-1]
-        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
-    expected = torch.cat(losses).mean().exp().item()
-    got = backbones.perplexity(backbone.model, backbone.tokenizer, ["The Red Storm", "Song"])
-    assert got == pytest.approx(expected, rel=1e-4)
 
 
 # --- LoRA ---------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
-"""The rows of CCF-LLM that are built."""
+"""The rows of CCF-LLM: how they are run, what they share, what they never see."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +15,42 @@ import pytest
 from conftest import DATA, needs
 from sklearn.metrics import roc_auc_score
 
-from reprokit import ccf_llm, data
-from reprokit.ccf_llm import SYSTEMS, click_metrics
+from reprokit import bench, ccf_llm, click, data
+from reprokit.ccf_llm import SYSTEMS
+from reprokit.click import click_metrics
 from reprokit.data import load_click_data
 from reprokit.progress import Progress
-from reprokit.runs import Job, Result, Run, Store
+from reprokit.runs import Job, Result, Run, Store, Unavailable
 
 
 def execute(system: str, dataset: str, data_dir: Path, tmp_path: Path, **chosen: Any) -> Result:
     preset = "demo" if dataset.startswith("demo-") else "small"
     settings = SYSTEMS[system].configure(dataset.removeprefix("demo-"), preset, chosen)
-    run = Run("ccf_llm", system, dataset, settings, 0, "")
-    job = Job(run, data_dir, tmp_path / "x.ckpt.safetensors", 20, Progress(quiet=True))
-    return SYSTEMS[system].execute(job)
+    run = Run("ccf_llm", system, dataset, settings, 0, "", backbone=chosen.get("llm", ""))
+    return SYSTEMS[system].execute(Job(run, data_dir, tmp_path, 20, Progress(quiet=True)))
+
+
+SHORT = {"max_epochs": 1, "epoch_rows": 64, "batch_size": 16, "valid_rows": 64, "history": 2}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The demo films with fewer validation and test rows, to be scored in a moment."""
+    small = shortened(load_click_data("demo-ml-1m", Path(".")))
+    monkeypatch.setattr(click, "load_click_data", lambda *_: small)
+    real = bench.cf_settings
+    brief = lambda run, kind: dataclasses.replace(real(run, kind), max_epochs=2)  # noqa: E731
+    monkeypatch.setattr(bench, "cf_settings", brief)
+    return small
+
+
+def shortened(whole: data.CTRData) -> data.CTRData:
+    """The first 120 rows of validation and of test."""
+
+    def part(rows: data.Rows) -> data.Rows:
+        return data.Rows(**{name: value[:120] for name, value in vars(rows).items()})
+
+    return dataclasses.replace(whole, valid=part(whole.valid), test=part(whole.test))
 
 
 @pytest.mark.parametrize("system", ["mf", "lightgcn", "sasrec"])
@@ -138,7 +165,7 @@ def test_mf_on_movielens_1m_lands_near_the_published_auc(tmp_path: Path):
 
 def test_settings_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="dim is out of range, got 0"):
-        ccf_llm.CFSettings(dim=0)
+        click.CFSettings(dim=0)
 
 
 def test_every_setting_has_a_reason():
@@ -148,3 +175,271 @@ def test_every_setting_has_a_reason():
         for preset in ("demo", "small", "paper"):
             for dataset in ("ml-1m", "amazon-book"):
                 system.configure(dataset, preset, {})
+
+
+# --- rows with a language model -----------------------------------------------------------------
+LLM_ROWS = [
+    ("tallrec", {}),
+    ("softprompt", {"train_lora": True}),
+    ("softprompt", {"train_lora": False}),
+    ("collm", {"cf": "mf"}),
+    ("collm", {"cf": "sasrec"}),
+    ("ccf-llm", {"cf": "mf"}),
+    ("ccf-llm", {"cf": "sasrec", "train_encoder": False}),
+    ("ccf-llm", {"cf": "lightgcn", "gate": "one"}),
+    ("ccf-llm", {"cf": "lightgcn", "gate": "scalar"}),
+    ("ccf-llm", {"cf": "lightgcn", "gate": "none"}),
+    ("ccf-llm", {"cf": "mf+sasrec"}),
+    ("ccf-llm", {"cf": "mf", "stages": "joint"}),
+    ("ccf-llm", {"cf": "mf", "stages": "first"}),
+    ("ccf-llm", {"cf": "mf", "stage1_prompt": "plain"}),
+    ("prompt", {"tuned": False, "with_cf": False}),
+    ("prompt", {"tuned": False, "with_cf": True}),
+    ("prompt", {"tuned": True, "with_cf": True}),
+]
+
+
+@pytest.mark.parametrize(("system", "chosen"), LLM_ROWS, ids=lambda value: str(value))
+def test_every_row_with_a_language_model_runs_and_says_what_stood_in(
+    system: str, chosen: dict[str, Any], tmp_path: Path, few: Any
+):
+    result = execute(system, "demo-ml-1m", tmp_path, tmp_path, **SHORT, **chosen)
+    scores = result.predictions["test/scores"]
+    assert len(scores) == 120 and np.isfinite(scores).all() and scores.std() > 0
+    assert 0 <= result.metrics["test/auc"] <= 1
+    assert result.deviations == ("a tiny random Llama in place of Vicuna-7B",)
+    zero_shot = system == "prompt" and not chosen["tuned"]
+    assert result.selection["split"] == (None if zero_shot else "valid")
+
+
+def test_collm_starts_from_the_stage_that_tallrec_trained(tmp_path: Path, few: Any):
+    execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "stages").iterdir()}
+    execute("collm", "demo-ml-1m", tmp_path, tmp_path, **SHORT, cf="mf")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "stages").iterdir()}
+    assert before.items() <= after.items()
+    assert len(before) == 1 and len(after) == 3  # MF and the mapping are new
+
+
+def test_kept_stages_change_no_score(tmp_path: Path, few: Any):
+    """A run alone, and the same run where every stage stands already, give the same bytes."""
+    first = execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path, **SHORT, cf="sasrec")
+    again = execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path, **SHORT, cf="sasrec")
+    other = execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path / "new", **SHORT, cf="sasrec")
+    for run in (again, other):
+        np.testing.assert_array_equal(
+            first.predictions["test/scores"], run.predictions["test/scores"]
+        )
+
+
+def test_no_stage_sees_a_test_label(tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch):
+    """With every test label turned around, and the histories that follow from them, the trained
+    stages are the same bytes."""
+    execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path / "a", **SHORT, cf="sasrec")
+    real = data.ctr_split
+
+    def turned(name: str, events: data.Events, part: np.ndarray, *rest: Any) -> data.CTRData:
+        ratings = np.where(part == 2, 6 - events.ratings, events.ratings)
+        return real(name, dataclasses.replace(events, ratings=ratings), part, *rest)
+
+    monkeypatch.setattr(data, "ctr_split", turned)
+    other = shortened(data.demo(0, "demo-ml-1m"))
+    assert (other.test.labels != few.test.labels).mean() > 0.5
+    monkeypatch.setattr(click, "load_click_data", lambda *_: other)
+    execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path / "b", **SHORT, cf="sasrec")
+    stages = [sorted((tmp_path / name / "stages").glob("*.safetensors")) for name in "ab"]
+    assert [path.name for path in stages[0]] == [path.name for path in stages[1]]
+    assert [path.read_bytes() for path in stages[0]] == [path.read_bytes() for path in stages[1]]
+
+
+def test_a_damaged_stage_is_made_again(tmp_path: Path, few: Any):
+    first = execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
+    (kept,) = (tmp_path / "stages").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
+    assert kept.read_bytes() == whole
+    np.testing.assert_array_equal(
+        first.predictions["test/scores"], again.predictions["test/scores"]
+    )
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Mistral"])
+def test_a_checkpoint_of_each_family_runs_by_its_path(family: str, tmp_path: Path, few: Any):
+    import transformers
+
+    from reprokit import bench, homemade, prompting
+
+    source, _ = homemade.prepare(
+        "tiny", bench.item_texts(few), prompting.frame(), tmp_path, wholes=prompting.wholes()
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    folder = tmp_path / family
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    short = {**SHORT, "llm": str(folder)}
+    result = execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path / "out", **short, cf="mf")
+    assert result.predictions["test/scores"].std() > 0
+    assert result.deviations == (f"{folder} in place of Vicuna-7B",)
+
+
+def test_the_ten_items_of_the_prompt_are_those_that_mf_ranks_highest(tmp_path: Path, few: Any):
+    import torch
+
+    from reprokit.collaborative import MF
+
+    torch.manual_seed(0)
+    model = MF(few.n_users, few.n_items, 8, 1.0)
+    found = ccf_llm.best_items(model, few, 10)
+    users, items = (vectors.detach().numpy() for vectors in model.vectors())
+    pool = np.unique(few.test.items)
+    for user in (1, 7, few.n_users - 1):
+        ranked = pool[np.argsort(-(items[pool] @ users[user]))]
+        np.testing.assert_array_equal(found[user], ranked[:10])
+
+
+@needs("ml-1m/ratings.dat", "ml-1m/movies.dat")
+def test_table_5_finds_its_user_by_content():
+    loaded = load_click_data("ml-1m", DATA)
+    at, found = ccf_llm.case_rows(loaded)
+    assert found
+    assert [loaded.titles[item].split(" (")[0] for item in loaded.test.items[at]] == [
+        "Deconstructing Harry",
+        "Big Daddy",
+        "But I'm a Cheerleader",
+        "Desperately Seeking Susan",
+        "Lake Placid",
+    ]
+    assert loaded.test.labels[at].tolist() == [1, 0, 1, 1, 0]
+    assert len(set(loaded.test.users[at])) == 1
+
+
+def test_table_5_ranks_five_films_by_three_systems(tmp_path: Path, few: Any):
+    result = execute("case", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
+    for name in ("lightgcn", "llm", "ccf-llm"):
+        assert sorted(result.metrics[f"{name}/{at}"] for at in range(5)) == [1, 2, 3, 4, 5]
+    labels = [result.metrics[f"label/{at}"] for at in range(5)]
+    assert set(labels) == {0, 1}
+
+
+def test_figure_4_puts_three_kinds_of_vectors_on_a_plane(tmp_path: Path, few: Any):
+    result = execute("item-map", "demo-ml-1m", tmp_path, tmp_path, **SHORT, items=40)
+    points = result.predictions
+    assert list(dict.fromkeys(points["points/modality"])) == ["aligned CF", "LLM", "fused"]
+    assert {len(column) for column in points.values()} == {120}
+    assert np.isfinite(points["points/x"]).all()
+    assert result.metrics["separation/aligned"] > 0.9
+
+
+def test_nearest_agree_knows_clouds_apart_mixed_and_twins():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    assert ccf_llm.nearest_agree(one, two + 100) == 1.0
+    assert ccf_llm.nearest_agree(one, two) == pytest.approx(0.5, abs=0.08)
+    assert ccf_llm.nearest_agree(one, one + 1e-6) == 0.0
+
+
+# --- the closed-source rows ---------------------------------------------------------------------
+@pytest.fixture
+def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """An OpenAI-compatible server on 127.0.0.1: Yes to prompts of even length, No to others."""
+    seen: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append(asked)
+            text = asked["messages"][-1]["content"]
+            answer = "Yes." if len(text) % 2 == 0 else "No"
+            reply = {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "stand-in-1",
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": answer},
+                        "finish_reason": "stop",
+                    }
+                ],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            }
+            body = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("REPROKIT_API_BASE", f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setenv("REPROKIT_API_KEY", "secret")
+    yield seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_closed_models_are_asked_once_per_row_and_replayed(
+    tmp_path: Path, few: Any, chat_server: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("openai")
+    result = execute("chat", "demo-ml-1m", tmp_path, tmp_path)
+    asked = [one["messages"][-1]["content"] for one in chat_server]
+    assert 0 < len(asked) <= 120 and len(set(asked)) == len(asked)
+    assert all(text.startswith("#Question: A user has given high ratings") for text in asked)
+    assert set(result.predictions["test/scores"]) == {0.0, 1.0}
+    assert "valid/scores" not in result.predictions
+    assert result.deviations == ("stand-in-1 in place of gpt-3.5-turbo-0613",)
+    monkeypatch.delenv("REPROKIT_API_KEY")
+    again = execute("chat", "demo-ml-1m", tmp_path, tmp_path)
+    assert len(chat_server) == len(asked) and again.metrics == result.metrics
+
+
+def test_without_a_key_nothing_is_sent_and_the_row_says_so(
+    tmp_path: Path, few: Any, chat_server: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("REPROKIT_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Unavailable, match="REPROKIT_API_KEY"):
+        execute("chat", "demo-ml-1m", tmp_path, tmp_path)
+    assert chat_server == []
+
+
+def test_tuning_a_closed_model_writes_the_providers_file_and_asks_for_its_name(
+    tmp_path: Path, few: Any, chat_server: list[dict[str, Any]]
+):
+    with pytest.raises(Unavailable, match="tuned_model"):
+        execute("chat", "demo-ml-1m", tmp_path, tmp_path, tuned=True, with_cf=True)
+    (path,) = (tmp_path / "calls").glob("finetune-*.jsonl")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == len(few.train) and chat_server == []
+    answers = [line["messages"][-1]["content"] for line in lines]
+    assert answers == ["Yes" if label else "No" for label in few.train.labels]
+
+
+@pytest.mark.slow
+def test_over_five_seeds_ccf_llm_stands_above_its_cf_model_and_above_the_text(tmp_path: Path):
+    """The planted order in the demo, with MF: see the README for the other CF models."""
+    means = {}
+    for system, chosen in (("mf", {}), ("tallrec", {}), ("ccf-llm", {"cf": "mf"})):
+        scores = []
+        for seed in range(5):
+            settings = SYSTEMS[system].configure("ml-1m", "demo", chosen)
+            run = Run("ccf_llm", system, "demo-ml-1m", settings, seed, "", backbone="tiny")
+            job = Job(run, tmp_path, tmp_path, 20, Progress(quiet=True))
+            scores.append(SYSTEMS[system].execute(job).metrics["test/auc"])
+        means[system] = float(np.mean(scores))
+    assert means["ccf-llm"] > means["mf"] > means["tallrec"], means

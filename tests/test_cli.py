@@ -177,7 +177,7 @@ class Hub:
         monkeypatch.setattr(ccf_llm, "SYSTEMS", {"hub": system})
         monkeypatch.setattr(ccf_llm, "TABLES", (table,))
         monkeypatch.setattr("reprokit.backbones.identify", self.identify)
-        monkeypatch.setattr("reprokit.backbones.download_bytes", lambda name: 13_500_000_000)
+        monkeypatch.setattr("reprokit.sizes.download_bytes", lambda name: 13_500_000_000)
 
     def execute(self, job: Job) -> Result:
         raise Unavailable("no key is set")

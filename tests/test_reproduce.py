@@ -114,10 +114,9 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Toy:
     toy = Toy()
     monkeypatch.setattr(ccf_llm, "SYSTEMS", {**ccf_llm.SYSTEMS, **toy.systems})
     monkeypatch.setattr(ccf_llm, "TABLES", (toy.table,))
-    hub: Any = ModuleType("reprokit.backbones")
-    hub.identify = toy.identify
-    hub.download_bytes = lambda name: 0 if name == "tiny" else 13_500_000_000
-    monkeypatch.setitem(sys.modules, "reprokit.backbones", hub)
+    size = {"tiny": 0}
+    monkeypatch.setattr("reprokit.backbones.identify", toy.identify)
+    monkeypatch.setattr("reprokit.sizes.download_bytes", lambda n: size.get(n, 13_500_000_000))
     monkeypatch.setattr(Source, "fingerprint", lambda *arguments: "f00d")
     monkeypatch.setattr("reprokit.plan.differences", lambda *arguments: ())
     return toy
@@ -589,7 +588,7 @@ def test_a_model_of_unknown_size_does_not_end_a_dry_run(
 
     changed = dataclasses.replace(toy.systems["toy"], estimate=unknown)
     monkeypatch.setitem(ccf_llm.SYSTEMS, "toy", changed)  # type: ignore[arg-type]
-    monkeypatch.setattr(sys.modules["reprokit.backbones"], "download_bytes", unknown)
+    monkeypatch.setattr("reprokit.sizes.download_bytes", unknown)
     planned = plan(toy_request(tmp_path, dry_run=True))
     assert [line.seconds for line in reproduce.forecast(planned)] == [None, None, 10]
     assert downloads(planned)[1:] == ["org/large (size not known): its size is not known"]
