@@ -46,7 +46,7 @@ class LLMSettings:
     lr: float = setting(1e-4, "the paper's")
     weight_decay: float = setting(1e-3, "CoLLM's, of AdamW; the paper names none")
     batch_size: int = setting(12, "the paper's 3, on each of its 4 GPUs")
-    micro_batch: int = setting(0, "rows in memory at once; 0: all of a process's share")
+    micro_batch: int = setting(3, "the paper's: rows in memory at once; 0: a process's share")
     eval_batch: int = setting(64, "rows scored at once")
     schedule: str = setting("cosine", "CoLLM's, down to a floor; the paper names none")
     lr_floor: float = setting(0.08, "CoLLM's 8e-5 under its 1e-3: where the cosine ends, of lr")

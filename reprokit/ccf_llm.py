@@ -489,8 +489,9 @@ def estimate_llm(stages: float) -> Callable[[Any, Mapping[str, int]], Estimate]:
         scored = min(s.valid_rows or 10**9, sizes["train"] // 3)
         work = stages * s.max_epochs * (3 * min(s.epoch_rows, sizes["train"]) + scored)
         work += 0.6 * sizes["train"]  # the last scoring
-        rows = max(s.micro_batch or s.batch_size, s.eval_batch // 2)
-        memory = size.memory(rows, tokens, 4, training=stages > 0)
+        rows = s.micro_batch or s.batch_size
+        training = size.memory(rows, tokens, 4, training=True, checkpointing=s.checkpointing)
+        memory = max(training, size.memory(s.eval_batch, tokens, 4, training=False))
         kept = 40e6 + 4 * size.hidden * 2000
         return Estimate(20 + work * tokens * 2 * size.parameters / rate, 1e9 + memory, kept)
 
@@ -506,28 +507,30 @@ REASONS = {
     "amazon-book": "CoLLM's choice there",
     "demo": "small, for a laptop",
     "small": "a small open model, for hours on a CPU or minutes on a GPU",
-    "own": "a small model of our own takes larger steps",
+    "own": "a small model of our own takes larger steps, and few of them",
 }
 DEMO = {
     "llm": "tiny",
-    "history": 5,
+    "micro_batch": 0,
+    "history": 3,
     "batch_size": 64,
     "warmup": 0,
     "epoch_rows": 1600,
     "valid_rows": 800,
     "eval_batch": 256,
     "max_epochs": 8,
-    "patience": 3,
+    "patience": 8,
 }
 SMALL = {
     "llm": "HuggingFaceTB/SmolLM2-135M",
+    "micro_batch": 0,
     "lr": 1e-3,
     "batch_size": 32,
     "warmup": 20,
     "epoch_rows": 3200,
     "valid_rows": 2600,
-    "max_epochs": 10,
-    "patience": 3,
+    "max_epochs": 5,
+    "patience": 2,
 }
 CF = {"demo": {"cf_preset": "demo"}, "small": {"cf_preset": "small"}}
 FUSED = {
@@ -541,7 +544,7 @@ def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str,
     """A row with a language model; `more` adds to the presets."""
     presets = {name: {**base, **more.get(name, {})} for name, base in LLM_PRESETS.items()}
     fused = any("fusion_lr" in preset for preset in presets.values())
-    steps = {"lr": 5e-3, "fusion_lr": 5e-3} if fused else {"lr": 5e-3}
+    steps = {"schedule": "constant", "lr": 5e-3} | ({"fusion_lr": 5e-3} if fused else {})
     return System(
         settings,
         execute,

@@ -15,18 +15,20 @@ Eq. 5    pair_loss               BCE on p_yes, BCE on p_no, k times BPR
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from reprokit.backbones import load
+from reprokit.backbones import check_weights, first_line, load, read_model
 from reprokit.collaborative import MF, LightGCN
+from reprokit.homemade import quiet
 from reprokit.prompting import SLOTS, USER, FusedModel, TextModel, mlp, placed
 from reprokit.runs import write_json
 from reprokit.sequential import SASRec
@@ -197,67 +199,46 @@ def save_pretrained(model: CCFLLM, folder: Path, with_llm: bool | None = None) -
     own = {n: p.detach().cpu() for n, p in model.state_dict().items() if not n.startswith("llm.")}
     save_file({n: t.contiguous() for n, t in (own | graphs).items()}, folder / "model.safetensors")
     adapted = hasattr(model.llm, "get_base_model")
-    if with_llm:
-        with lifted(model.llm) as bare:
-            bare.save_pretrained(folder / "llm")
-    if adapted:
-        model.llm.save_pretrained(folder / "adapter")
+    with quiet():
+        if with_llm:
+            # As it was without the adapter, whose layers stand around its own.
+            bare = {n.replace(".base_layer", ""): t for n, t in model.causal.state_dict().items()}
+            bare = {name: value for name, value in bare.items() if "lora_" not in name}
+            model.causal.save_pretrained(folder / "llm", state_dict=bare)
+        if adapted:  # not "auto": that asks the hub about the size of the vocabulary
+            model.llm.save_pretrained(folder / "adapter", save_embedding_layers=False)
     config = {
         "model": "CCFLLM",
         "answers": list(model.answers),
         **model.settings,
         "encoders": encoders,
-        "llm": "llm" if with_llm else source,
+        "llm": None if with_llm else source,
         "adapter": adapted,
     }
     write_json(folder / "config.json", config)
 
 
-@contextmanager
-def lifted(llm: Any) -> Iterator[Any]:
-    """The bare language model, its adapter taken out for the moment."""
-    if not hasattr(llm, "get_base_model"):
-        yield llm
-        return
-    from transformers import AutoModelForCausalLM
-
-    base = llm.get_base_model()
-    bare = AutoModelForCausalLM.from_config(base.config)
-    names = {n.replace(".base_layer", ""): t for n, t in base.state_dict().items()}
-    bare.load_state_dict({n: t for n, t in names.items() if "lora_" not in n})
-    yield bare
-
-
 def from_pretrained(folder: Path, llm: Any = None) -> CCFLLM:
     """Load what `save_pretrained` wrote; `llm` in place of the language model that it names.
 
-    Raises ValueError where a weight is missing, unknown or of another shape.
+    Raises ValueError, in one line, where a file is missing or damaged, or a weight is missing,
+    unknown or of another shape.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model") != "CCFLLM":
-        raise ValueError(f"{folder} holds no CCFLLM: config.json says {config.get('model')!r}")
-    tensors = load_file(folder / "model.safetensors")
-    graphs = {name: tensors.pop(name) for name in list(tensors) if name.startswith("graphs.")}
-    encoders = []
-    for at, described in enumerate(config["encoders"]):
-        kind, arguments = ENCODERS[described["kind"]], dict(described)
-        del arguments["kind"]
-        for name in ("users", "items") if kind is LightGCN else ():
-            arguments[name] = graphs[f"graphs.{at}.{name}"].numpy()
-        encoders.append(kind(**arguments))
+    config, tensors = read_saved(folder)
+    try:
+        encoders = [rebuilt(of, at, tensors) for at, of in enumerate(config["encoders"])]
+        yes, no = config["answers"]
+        settings = {name: config[name] for name in ("gate", "factor", "gate_hidden")}
+        named, adapted = config["llm"], config["adapter"]
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder}: its files do not fit together ({first_line(error)})"
+        ) from error
     if llm is None:
-        source = str(folder / "llm") if config["llm"] == "llm" else config["llm"]
-        llm = load(source, source).model
-    if config["adapter"]:
+        llm = load(named, named).model if named else read_llm(folder / "llm")
+    if adapted:
         llm = load_adapter(llm, folder / "adapter")
-    model = CCFLLM(
-        llm,
-        (config["answers"][0], config["answers"][1]),
-        encoders,
-        config["gate"],
-        config["factor"],
-        config["gate_hidden"],
-    )
+    model = CCFLLM(llm, (yes, no), encoders, **settings)
     ours = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("llm.")}
     theirs = {n: t.shape for n, t in tensors.items()}
     if ours != theirs:
@@ -267,12 +248,49 @@ def from_pretrained(folder: Path, llm: Any = None) -> CCFLLM:
     return model.eval()
 
 
+def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights of a saved model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("model") != "CCFLLM":
+            raise ValueError("config.json is another model's")
+        return config, load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no whole CCFLLM ({first_line(error)})") from error
+
+
+def rebuilt(described: dict[str, Any], at: int, tensors: dict[str, Tensor]) -> Any:
+    """A CF model by its settings, and by its graph, which is taken out of the tensors."""
+    arguments = dict(described)
+    kind = ENCODERS[arguments.pop("kind")]
+    for name in ("users", "items") if kind is LightGCN else ():
+        arguments[name] = tensors.pop(f"graphs.{at}.{name}").numpy()
+    return kind(**arguments)
+
+
+def read_llm(folder: Path) -> Any:
+    """A language model that was written without its tokenizer, frozen."""
+    try:
+        with quiet():
+            model, info = read_model(folder, torch.device("cpu"), dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no whole language model ({first_line(error)})") from error
+    check_weights(str(folder), info)
+    return model.requires_grad_(False).eval()
+
+
 def load_adapter(llm: Any, folder: Path) -> Any:
     """A peft adapter, checked: every weight of the file is in the model, and nothing else."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(llm, folder)
-    stored = load_file(folder / "adapter_model.safetensors")
+    refusal = f"{folder}: the adapter does not fit this language model"
+    try:
+        stored = load_file(folder / "adapter_model.safetensors")
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it finds missing is refused below
+            adapted = PeftModel.from_pretrained(llm, folder)
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{refusal} ({first_line(error)})") from error
     loaded = {
         name.replace(".default", ""): value
         for name, value in adapted.state_dict().items()
@@ -281,7 +299,7 @@ def load_adapter(llm: Any, folder: Path) -> Any:
     if set(stored) != set(loaded) or any(
         not torch.equal(loaded[name].cpu().to(value), value) for name, value in stored.items()
     ):
-        raise ValueError(f"{folder}: the adapter does not fit this language model")
+        raise ValueError(refusal)
     return adapted
 
 

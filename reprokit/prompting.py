@@ -456,6 +456,12 @@ class TextModel(nn.Module):
         """The LoRA weights."""
         return [p for name, p in self.llm.named_parameters() if "lora_" in name]
 
+    def train(self, mode: bool = True) -> TextModel:
+        """A frozen adapter has no dropout: the language model is then what it will be scored as."""
+        super().train(mode)
+        self.llm.train(mode and any(p.requires_grad for p in self.llm.parameters()))
+        return self
+
     def words(self, ids: Tensor) -> Tensor:
         """Input embeddings of tokens: (B, T) -> (B, T, H), in float32."""
         return self.causal.get_input_embeddings()(ids).float()

@@ -200,6 +200,29 @@ def test_the_pair_loss_is_finite_and_exact_where_a_probability_is_almost_one(sur
     assert ours == pytest.approx(bce + 2 * bpr, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("kinds", ["mf", "sasrec"])
+def test_vectors_of_items_are_means_over_the_tokens_of_their_titles(
+    kinds: str, click_data: CTRData
+):
+    model, vocabulary = ccf_llm(click_data, kinds), vocabulary_of(byte_level())
+    items = torch.tensor([3, 20, 9])
+    titles = [torch.from_numpy(ids) for ids in np.split(vocabulary.tokens, vocabulary.starts[1:-1])]
+    titles = [titles[item].long() for item in items]
+    assert [byte_level().decode(ids) for ids in titles] == [f" {TITLES[i]}" for i in items]
+    (fusion,), table = model.fusions, model.llm.get_input_embeddings().weight
+    wanted: dict[str, list[Tensor]] = {"aligned CF": [], "LLM": [], "fused": []}
+    for item, ids in zip(items, titles, strict=True):
+        aligned = two_layers(fusion.align, model.encoders[0].items.weight[item])
+        gate = two_layers(fusion.gate_cf, aligned)
+        fused = [table[t] + (gate + two_layers(fusion.gate_token, table[t])) * aligned for t in ids]
+        wanted["aligned CF"].append(aligned)
+        wanted["LLM"].append(table[ids].mean(0))
+        wanted["fused"].append(torch.stack(fused).mean(0))
+    for name, found in model.item_vectors(items, titles).items():
+        close(found, torch.stack(wanted.pop(name)).detach())
+    assert not wanted
+
+
 # --- what a score depends on --------------------------------------------------------------------
 def test_other_cf_vectors_give_other_scores(click_data: CTRData):
     prompts, model = prompts_of(click_data, HYBRID), ccf_llm(click_data, std=1.0)

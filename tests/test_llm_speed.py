@@ -60,7 +60,7 @@ def test_scores_of_another_position_fail_the_proof(
 
     monkeypatch.setattr(llm_speed.CoLLM, "states", early)
     assert run(llm_speed, "--parts", "scoring") == 1
-    assert "NOT the same" in capsys.readouterr().out
+    assert "NOT give the same" in capsys.readouterr().out
 
 
 def test_memory_is_measured_in_processes_of_their_own(

@@ -680,3 +680,6 @@ def test_batches_of_like_length_need_less_padding(click_data: CTRData):
 
     total = int(prompts.lengths.sum())
     assert 0 <= padding(prompts.lengths) < padding(None) / 3
+    order = Order(0, 640, 8, prompts.lengths)
+    middle = [float(np.median(prompts.lengths[order[at]])) for at in range(80)]
+    assert sorted(middle[:32]) != middle[:32]  # short ones do not all come first
