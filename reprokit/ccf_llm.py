@@ -515,8 +515,6 @@ DEMO = {
     "history": 3,
     "batch_size": 64,
     "warmup": 0,
-    "epoch_rows": 1600,
-    "valid_rows": 800,
     "eval_batch": 256,
     "max_epochs": 8,
     "patience": 8,
@@ -544,7 +542,8 @@ def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str,
     """A row with a language model; `more` adds to the presets."""
     presets = {name: {**base, **more.get(name, {})} for name, base in LLM_PRESETS.items()}
     fused = any("fusion_lr" in preset for preset in presets.values())
-    steps = {"schedule": "constant", "lr": 5e-3} | ({"fusion_lr": 5e-3} if fused else {})
+    steps = {"schedule": "constant", "epoch_rows": 1600, "valid_rows": 1000, "lr": 5e-3}
+    steps |= {"fusion_lr": 5e-3} if fused else {}
     return System(
         settings,
         execute,
