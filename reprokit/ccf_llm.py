@@ -516,8 +516,8 @@ DEMO = {
     "batch_size": 64,
     "warmup": 0,
     "eval_batch": 256,
-    "max_epochs": 8,
-    "patience": 8,
+    "max_epochs": 5,
+    "patience": 5,
 }
 SMALL = {
     "llm": "HuggingFaceTB/SmolLM2-135M",
@@ -559,7 +559,7 @@ def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str,
 LLM_PRESETS: dict[str, Mapping[str, Any]] = {"demo": DEMO, "small": SMALL}
 OWN_SIZES = {"cf_dim": 0, "cf_batch": 0}
 FUSION_PRESETS = {
-    "demo": {**FUSED["demo"], **OWN_SIZES},
+    "demo": {**FUSED["demo"], **OWN_SIZES, "max_epochs": 8, "patience": 8},
     "small": FUSED["small"],
 }
 SYSTEMS = {
@@ -686,6 +686,7 @@ TABLES = (
             auc_column("Vicuna-7B AUC", "ml-1m", system="prompt"),
             auc_column("AUC", "ml-1m"),
         ),
+        demo_seeds=1,
         rows=(
             Row("Zero-shot / w/ CF", settings={"tuned": False, "with_cf": True}),
             Row("Zero-shot / w/o CF", settings={"tuned": False, "with_cf": False}),
@@ -717,6 +718,7 @@ TABLES = (
             auc_column("Amazon-Book AUC", "amazon-book"),
             rela_column("Amazon-Book RelaImpr", "amazon-book", "Amazon-Book AUC"),
         ),
+        demo_seeds=1,
         rows=(
             Row("MF", "mf"),
             Row("CoLLM (MF)", "collm", {"cf": "mf"}, base="MF"),
@@ -755,6 +757,7 @@ TABLES = (
         "ccf_llm/table4",
         "Impact of the training strategies",
         columns=(auc_column("AUC", "ml-1m"), rela_column("RelaImpr", "ml-1m", "AUC")),
+        demo_seeds=1,
         rows=(
             Row("Default", "ccf-llm", {"cf": "lightgcn"}),
             Row("Stage 1 Only", "ccf-llm", {"cf": "lightgcn", "stages": "first"}, base="Default"),
@@ -789,6 +792,7 @@ TABLES = (
         "ccf_llm/figure3a",
         "How to fuse: alpha = 1, scalar alpha, CoLLM, default",
         columns=(auc_column("MovieLens-1M AUC", "ml-1m"),),
+        demo_seeds=1,
         rows=(
             Row("alpha = 1", "ccf-llm", {"cf": "lightgcn", "gate": "one"}),
             Row("alpha in R", "ccf-llm", {"cf": "lightgcn", "gate": "scalar"}),
@@ -802,6 +806,7 @@ TABLES = (
         "ccf_llm/figure3b",
         "What to fuse: L, M, S, L+M, L+S, M+S",
         columns=(auc_column("MovieLens-1M AUC", "ml-1m"),),
+        demo_seeds=1,
         rows=tuple(
             Row(label, "ccf-llm", {"cf": cf})
             for label, cf in (

@@ -459,7 +459,10 @@ class TextModel(nn.Module):
     def train(self, mode: bool = True) -> TextModel:
         """A frozen adapter has no dropout: the language model is then what it will be scored as."""
         super().train(mode)
-        self.llm.train(mode and any(p.requires_grad for p in self.llm.parameters()))
+        frozen = not any(p.requires_grad for p in self.llm.parameters())
+        for name, module in self.llm.named_modules() if frozen else ():
+            if "lora_dropout" in name:
+                module.eval()
         return self
 
     def words(self, ids: Tensor) -> Tensor:

@@ -369,6 +369,34 @@ def test_a_frozen_graph_is_propagated_once_and_a_trained_one_after_every_step(cl
 KINDS = ["mf", "lightgcn", "sasrec", "lightgcn+mf"]
 
 
+@pytest.mark.parametrize("stage", ["adapter", "fusion"])
+def test_recomputed_activations_give_the_same_gradients(stage: str, click_data: CTRData):
+    """In the second stage the language model is frozen, and its layers are recomputed all the same.
+
+    A layer is entered twice, forward and again on the way back.
+    """
+    gradients, entered = [], []
+    for checkpointing in (False, True):
+        bare = tiny_llm()
+        if checkpointing:
+            bare.gradient_checkpointing_enable({"use_reentrant": False})
+        model = ccf_llm(click_data, llm=add_lora(bare, dropout=0.0, seed=0))
+        model.train_only(stage == "adapter", stage == "fusion", stage == "fusion")
+        model.train()
+        calls: list[int] = []
+        first = model.causal.get_decoder().layers[0].input_layernorm
+        first.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        labels = labels_of(click_data)
+        inputs = prompts_of(click_data, HYBRID).batch(np.arange(len(labels)))
+        pair_loss()(model, labels=labels, **inputs).mean().backward()
+        entered.append(len(calls))
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert entered == [1, 2]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=0, msg=name)
+
+
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
