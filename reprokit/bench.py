@@ -252,7 +252,7 @@ class Bench:
     def notes(self) -> tuple[str, ...]:
         """What was cut, what was not known, and how good a Llama of our own is."""
         s, dataset = self.settings, self.job.run.dataset
-        notes = list(self.deviations)
+        notes = []
         if cut := self.counts.get("shortened"):
             notes.append(
                 f"{cut:,} prompts of {dataset} lost {self.counts['dropped']:,} titles to the limit "
@@ -260,7 +260,7 @@ class Bench:
             )
         if unknown := self.vocabulary.unknown:
             notes.append(f"{unknown:,} titles of {dataset} have characters unknown to {s.llm}")
-        if "perplexity" in self.facts:
+        if s.llm == "scratch":
             notes.append(
                 f"scratch on {dataset}: perplexity per token {self.facts['perplexity']:.1f} on "
                 f"titles held out, {self.facts['perplexity_before']:.0f} before pretraining"

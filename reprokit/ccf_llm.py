@@ -838,6 +838,7 @@ TABLES = (
             Row("Amazon-Book", "item-map", dataset="amazon-book"),
         ),
         seeds=1,
+        label_header="Data set",
         draw="scatter",
         protocol=LLM_PROTOCOL,
         open_points=(
