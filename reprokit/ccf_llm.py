@@ -458,9 +458,10 @@ def run_chat(job: Job) -> Result:
             "chat.tuned_model=NAME"
         )
     job.progress.start_steps(len(data.test))
-    replies = client.ask(
-        conversations(data.test), lambda done, of: job.progress.step(done, "replies")
-    )
+    with training.make_accelerator().main_process_first():  # the others replay its record
+        replies = client.ask(
+            conversations(data.test), lambda done, of: job.progress.step(done, "replies")
+        )
     read = [endpoint.parse_answer(reply.text) for reply in replies]
     scores = np.array([0.5 if value is None else value for value in read])
     result = click_result(data, lambda rows: scores, nothing_chosen(), splits=("test",))

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -263,11 +263,13 @@ def stage(
         for path in (kept, checkpoint):
             if path.is_file() and path.stat().st_mtime < job.fresh:
                 path.unlink()
-    found = [load_stage(kept, job.progress) if accelerator.is_main_process else None]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    if found[0] is not None:
-        header, tensors = found[0]
+    found = load_stage(kept, job.progress) if accelerator.is_main_process else None
+    if accelerator.num_processes > 1:  # the first process judges the file, all read it
+        told = torch.tensor([float(found is not None)], device=accelerator.device)
+        if broadcast(told).item() and found is None:
+            found = load_stage(kept, job.progress)
+    if found is not None:
+        header, tensors = found
         wrapped = accelerator.prepare(Objective(model, loss))
         restored = Loop(accelerator, wrapped, None, Record(monitor), None)
         restored.check_shapes("", tensors)
