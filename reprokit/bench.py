@@ -6,8 +6,10 @@ Importing this module loads no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,9 +91,11 @@ class Bench:
             s.llm, source, s.dtype, s.attention, self.accelerator.device, s.checkpointing
         )
         self.llm = self.backbone.model
+        # A homemade tokenizer depends on more than its name: its folder's name has all of it.
+        made = Path(source).name if s.llm in homemade.RECIPES else ""
         with self.accelerator.main_process_first():
             self.vocabulary = tokenise(
-                self.backbone.tokenizer, self.data.titles, job.run.backbone, job.folder
+                self.backbone.tokenizer, self.data.titles, f"{job.run.backbone} {made}", job.folder
             )
         self.counts = {"titles with unknown characters": self.vocabulary.unknown}
         self.earlier_seconds = 0.0
@@ -294,10 +298,14 @@ def sample(rows: Rows, count: int) -> Rows:
 
 def scored(model: TextModel, predict: Callable[..., np.ndarray], prompts: Prompts) -> np.ndarray:
     """Scores of all rows in their order; equal prefixes are read once, LoRA is merged."""
+    import torch
+
     from reprokit.backbones import merged
 
     order = prompts.scoring_order
     scores = np.empty(len(prompts), np.float32)
-    with merged(model.llm):
+    # In half precision, merging rounds a young adapter away: there it stays beside the weights.
+    exact = model.causal.dtype == torch.float32
+    with merged(model.llm) if exact else nullcontext():
         scores[order] = predict(lambda index: prompts.batch(order[index], share=True), len(prompts))
     return scores

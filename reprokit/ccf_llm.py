@@ -458,10 +458,18 @@ def run_chat(job: Job) -> Result:
             "chat.tuned_model=NAME"
         )
     job.progress.start_steps(len(data.test))
-    with training.make_accelerator().main_process_first():  # the others replay its record
-        replies = client.ask(
-            conversations(data.test), lambda done, of: job.progress.step(done, "replies")
-        )
+    accelerator, fault, replies = training.make_accelerator(), None, []
+    asked = conversations(data.test)
+    if accelerator.is_main_process:
+        try:
+            replies = client.ask(asked, lambda done, of: job.progress.step(done, "replies"))
+        except Unavailable as error:
+            fault = error
+    accelerator.wait_for_everyone()
+    if fault:
+        raise fault
+    if not accelerator.is_main_process:  # replays the first one's record, or raises as it did
+        replies = client.ask(asked)
     read = [endpoint.parse_answer(reply.text) for reply in replies]
     scores = np.array([0.5 if value is None else value for value in read])
     result = click_result(data, lambda rows: scores, nothing_chosen(), splits=("test",))
@@ -583,6 +591,8 @@ SYSTEMS = {
     "item-map": llm_system(MapSettings, run_map, 2, **FUSION_PRESETS),
     "case": llm_system(CaseSettings, run_case, 2, **FUSION_PRESETS),
 }
+# Zero-shot without CF has nothing that a seed decides: one run is enough.
+SYSTEMS["prompt"] = replace(SYSTEMS["prompt"], seeded=lambda s: s.tuned or s.with_cf)
 
 # --- tables -------------------------------------------------------------------------------------
 SANITY = (

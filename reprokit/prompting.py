@@ -523,8 +523,9 @@ class TextModel(nn.Module):
         if tokens is None:
             return head(states).float()
         at = list(tokens)
-        bias = None if head.bias is None else head.bias[at]
-        return F.linear(states, head.weight[at], bias).float()
+        # A product in half precision has steps that tie the scores of many rows.
+        bias = None if head.bias is None else head.bias[at].float()
+        return F.linear(states.float(), head.weight[at].float(), bias)
 
     def score(self, **inputs: Tensor) -> Tensor:
         """One number per row, larger for a likelier Yes: (B,)."""

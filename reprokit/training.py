@@ -268,6 +268,8 @@ def stage(
         told = torch.tensor([float(found is not None)], device=accelerator.device)
         if broadcast(told).item() and found is None:
             found = load_stage(kept, job.progress)
+            if found is None:
+                raise OSError(f"process {accelerator.process_index} cannot read {kept}")
     if found is not None:
         header, tensors = found
         wrapped = accelerator.prepare(Objective(model, loss))
