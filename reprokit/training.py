@@ -5,7 +5,9 @@ What a run may rely on:
 - One global batch is the same rows whatever the number of processes: the order follows from (seed,
   epoch) alone, each process takes its share, and every row weighs the same in the gradient. Rows
   repeated to even out the shares weigh nothing.
-- Early stopping watches a validation metric; the best state is restored at the end.
+- Early stopping watches a validation metric; the best state is restored at the end. With several
+  metrics, such as one per domain, each has its own best state, and training stops when none of
+  them gets better.
 - A checkpoint holds all that decides the next step (model, optimiser, position, best state, random
   generators), as safetensors with a JSON header, so that a killed run ends with the same bytes.
 - A finished stage (a CF model, an adapter) is kept by what decides it, and every run that needs the
@@ -42,6 +44,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from reprokit.progress import Progress
+from reprokit.provenance import provenance
 from reprokit.runs import Job, RequestError, digest, replacing
 
 Batch = Callable[[np.ndarray], dict[str, Tensor]]
@@ -87,13 +90,21 @@ class Fit:
 
 @dataclass
 class Record:
-    """What chose the model: the validation metric, its best value and when it was reached."""
+    """What chose the model: by validation metric its best value and when it was reached."""
 
-    monitor: str
-    best: float = -math.inf
-    best_epoch: int = -1
+    monitors: tuple[str, ...]
+    """The first chooses where one state is asked for."""
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: dict[str, int] = field(default_factory=dict)
     epochs: list[dict[str, float]] = field(default_factory=list)
     """Training loss and validation metrics of every epoch."""
+
+    def update(self, epoch: int, metrics: Mapping[str, float]) -> list[str]:
+        """Take note of an epoch; returns the metrics that have never been better."""
+        better = [m for m in self.monitors if metrics[m] > self.best.get(m, -math.inf)]
+        self.best |= {name: metrics[name] for name in better}
+        self.best_epoch |= dict.fromkeys(better, epoch)
+        return better
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
@@ -133,27 +144,28 @@ def fit(
     evaluate: Callable[[Predict], dict[str, float]],
     settings: Fit,
     seed: int,
-    monitor: str = "auc",
+    monitors: tuple[str, ...] = ("auc",),
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 20.0,
     progress: Progress | None = None,
     lengths: np.ndarray | None = None,
 ) -> Fitted:
-    """Train a model and return it in its best state by `monitor` (higher is better).
+    """Train a model and return it in its best state by the first of `monitors` (higher is better).
 
     Args:
         loss: loss(model, **batch) -> (B,); averaged here over the rows of the global batch.
         batch: row numbers -> the inputs of `loss`.
         rows: number of training rows.
-        evaluate: predict -> validation metrics; must contain `monitor`. `predict(batch, rows)`
+        evaluate: predict -> validation metrics; must contain `monitors`. `predict(batch, rows)`
             scores rows.
+        monitors: validation metrics that each keep their best state; see `Fitted.choose`.
         checkpoint: file to resume from and to write to; the caller removes it once the result is
             kept.
         checkpoint_seconds: time between checkpoints; it changes no result.
         lengths: (rows,), to put rows of like length into one batch; None: batches at random.
 
     Raises:
-        FloatingPointError: the loss or the monitored metric is not finite.
+        FloatingPointError: the loss or a monitored metric is not finite.
     """
     progress = progress or Progress(quiet=True)
     if accelerator.process_index:  # other dropout than the first process, on other rows
@@ -164,11 +176,13 @@ def fit(
     order = Order(seed, rows, settings.batch_size, lengths)
     steps_per_epoch = math.ceil((settings.epoch_rows or rows) / settings.batch_size)
     total = settings.max_epochs * steps_per_epoch
-    loop = Loop(accelerator, wrapped, optimizer, Record(monitor), checkpoint)
-    fitted = Fitted(accelerator, wrapped, settings.eval_batch, loop.record)
+    loop = Loop(accelerator, wrapped, optimizer, Record(monitors), checkpoint)
+    fitted = Fitted(accelerator, wrapped, settings.eval_batch, loop.record, loop.best)
     loop.resume(progress)
     if loop.epoch == loop.step == 0:  # a broken metric fails now, not after an epoch
-        finite(evaluate(fitted.predict)[monitor], f"validation {monitor} before training")
+        metrics = evaluate(fitted.predict)
+        for name in monitors:
+            finite(metrics[name], f"validation {name} before training")
     progress.start_steps(total)
     saved = time.monotonic()
 
@@ -185,7 +199,7 @@ def fit(
                 loop.save()
                 saved = time.monotonic()
         loop.end_epoch(evaluate(fitted.predict))
-    loop.restore_best()
+    fitted.choose(monitors[0])
     fitted.earlier_seconds = loop.earlier_seconds
     return fitted
 
@@ -236,7 +250,7 @@ def stage(
     rows: int,
     evaluate: Callable[[Predict], dict[str, float]],
     settings: Fit,
-    monitor: str = "auc",
+    monitors: tuple[str, ...] = ("auc",),
     lengths: np.ndarray | None = None,
 ) -> Fitted:
     """`fit`, done once for all runs: a stage that is kept is loaded and not trained again.
@@ -249,7 +263,7 @@ def stage(
     identity = {
         **what,
         "fit": asdict(settings),
-        "monitor": monitor,
+        "monitor": monitors[0] if len(monitors) == 1 else list(monitors),
         "seed": run.seed,
         "dataset": run.dataset,
         "fingerprint": run.fingerprint,
@@ -262,22 +276,21 @@ def stage(
     if accelerator.is_main_process:
         for path in (kept, checkpoint):
             if path.is_file() and path.stat().st_mtime < job.fresh:
-                path.unlink()
-    found = load_stage(kept, job.progress) if accelerator.is_main_process else None
+                path.unlink(missing_ok=True)  # another process may be as quick
+    shapes = {name: value.shape for name, value in trainable_state(Objective(model, loss)).items()}
+    found = load_stage(kept, shapes, job.progress) if accelerator.is_main_process else None
     if accelerator.num_processes > 1:  # the first process judges the file, all read it
         told = torch.tensor([float(found is not None)], device=accelerator.device)
         if broadcast(told).item() and found is None:
-            found = load_stage(kept, job.progress)
+            found = load_stage(kept, shapes, job.progress)
             if found is None:
                 raise OSError(f"process {accelerator.process_index} cannot read {kept}")
     if found is not None:
-        header, tensors = found
+        record, best = found
         wrapped = accelerator.prepare(Objective(model, loss))
-        restored = Loop(accelerator, wrapped, None, Record(monitor), None)
-        restored.check_shapes("", tensors)
-        set_model_state_dict(wrapped, dict(tensors), options=LOOSE)
-        vars(restored.record).update(header["record"])
-        return Fitted(accelerator, wrapped, settings.eval_batch, restored.record, id=name)
+        restored = Fitted(accelerator, wrapped, settings.eval_batch, record, best, id=name)
+        restored.choose(monitors[0])
+        return restored
     fitted = fit(
         accelerator,
         model,
@@ -287,7 +300,7 @@ def stage(
         evaluate,
         settings,
         run.seed,
-        monitor,
+        monitors,
         checkpoint,
         job.checkpoint_seconds,
         job.progress,
@@ -301,22 +314,30 @@ def stage(
 
 
 def save_stage(path: Path, identity: Mapping[str, Any], fitted: Fitted) -> None:
-    """The trained parameters and what chose them; the first process writes."""
-    state = get_model_state_dict(fitted.wrapped, options=STATE)
+    """The trained parameters, in their best state by each metric, and what chose them; the first
+    process writes. States of one epoch are written once."""
     if fitted.accelerator.is_main_process:
+        record = fitted.record
         tensors = {
-            name: value.detach().cpu().contiguous()
+            f"{record.best_epoch[monitor]}/{name}": value.contiguous()
+            for monitor, state in fitted.best.items()
             for name, value in state.items()
-            if isinstance(value, Tensor)
         }
-        header = {"what": identity, "record": vars(fitted.record), "sha256": content(tensors)}
+        header = {
+            "what": identity,
+            "record": vars(record),
+            "sha256": content(tensors),
+            "provenance": provenance(fitted.started, fitted.earlier_seconds),
+        }
         with replacing(path) as part:
             save_file(tensors, part, metadata={"reprokit": json.dumps(header)})
     fitted.accelerator.wait_for_everyone()
 
 
-def load_stage(path: Path, progress: Progress) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Header and parameters of a kept stage; None where there is none, or none to believe."""
+def load_stage(
+    path: Path, shapes: Mapping[str, torch.Size], progress: Progress
+) -> tuple[Record, dict[str, dict[str, Tensor]]] | None:
+    """What chose a kept stage and its best states; None where there is none, or none to believe."""
     if not path.is_file():
         return None
     try:
@@ -325,10 +346,17 @@ def load_stage(path: Path, progress: Progress) -> tuple[dict[str, Any], dict[str
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if content(tensors) != header["sha256"]:
             raise ValueError("its content is not what was written")
+        record = Record(**header["record"])
+        best = {
+            monitor: {name: tensors[f"{record.best_epoch[monitor]}/{name}"] for name in shapes}
+            for monitor in record.monitors
+        }
+        if any(state[name].shape != shapes[name] for state in best.values() for name in shapes):
+            raise ValueError("its parameters are not this model's")
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         progress.note(f"a kept stage is damaged and made again: {path}: {error}")
         return None
-    return header, tensors
+    return record, best
 
 
 def content(tensors: Mapping[str, Tensor]) -> str:
@@ -348,24 +376,33 @@ class Fitted:
     wrapped: nn.Module
     eval_batch: int
     record: Record
+    best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """By validation metric: the trained parameters when it was best."""
     earlier_seconds: float = 0.0
     """Time spent by earlier starts of a resumed run."""
     id: str = ""
     """Of the stage, where it is kept."""
+    started: float = field(default_factory=time.time)
 
-    def selection(self) -> dict[str, Any]:
+    def choose(self, monitor: str) -> None:
+        """Put the model into its best state by one of the monitored metrics."""
+        if monitor in self.best:
+            set_model_state_dict(self.wrapped, dict(self.best[monitor]), options=LOOSE)
+
+    def selection(self, monitor: str = "") -> dict[str, Any]:
         """What chose the model, for the run's record."""
-        record = self.record
+        record, monitor = self.record, monitor or self.record.monitors[0]
         return {
             "split": "valid",
-            "metric": record.monitor,
-            "value": record.best,
-            "epoch": record.best_epoch + 1,
+            "metric": monitor,
+            "value": record.best[monitor],
+            "epoch": record.best_epoch[monitor] + 1,
             "epochs": len(record.epochs),
         }
 
     def predict(self, batch: Batch, rows: int) -> np.ndarray:
-        """Scores of all rows in order, (rows,) float32; each is computed by one process."""
+        """Scores of all rows in order, (rows,) or (rows, K), float32; each is computed by one
+        process."""
         share, _ = shares(np.arange(rows), self.accelerator)
         self.wrapped.eval()
         scores = []
@@ -374,8 +411,8 @@ class Fitted:
                 inputs = to(self.accelerator.device, batch(share[start : start + self.eval_batch]))
                 scores.append(self.wrapped(scoring=True, **inputs).float())
         gathered = self.accelerator.gather(torch.cat(scores))  # process by process
-        ordered = gathered.view(self.accelerator.num_processes, -1).T.reshape(-1)[:rows]
-        return ordered.cpu().numpy()
+        by_process = gathered.unflatten(0, (self.accelerator.num_processes, -1))
+        return by_process.transpose(0, 1).flatten(0, 1)[:rows].cpu().numpy()
 
 
 class Objective(nn.Module):
@@ -412,7 +449,9 @@ def step(
             accelerator.backward(value * accelerator.num_processes / len(rows))
         total += value.detach()
     if settings.clip:
-        accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
+        # This optimiser's gradients alone: an earlier stage's may hold the same weights.
+        accelerator.unscale_gradients(optimizer)
+        nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
     optimizer.zero_grad()
     return total
@@ -475,12 +514,13 @@ class Loop:
         self.record, self.checkpoint = record, checkpoint
         self.epoch = self.step = self.rows = 0
         self.loss_sum = torch.zeros((), device=accelerator.device)
-        self.best: dict[str, Tensor] = {}
+        self.best: dict[str, dict[str, Tensor]] = {}
         self.started = time.monotonic()
         self.earlier_seconds = 0.0
 
     def stopped(self, patience: int) -> bool:
-        return bool(self.record.epochs) and self.epoch - 1 - self.record.best_epoch >= patience
+        last = max(self.record.best_epoch.values(), default=self.epoch)
+        return self.epoch - 1 - last >= patience
 
     def due(self, saved: float, seconds: float) -> bool:
         """Whether to write a checkpoint now; with several processes the first decides for all."""
@@ -493,21 +533,14 @@ class Loop:
     def end_epoch(self, metrics: dict[str, float]) -> None:
         mean_loss = float(self.accelerator.gather(self.loss_sum[None]).sum()) / self.rows
         finite(mean_loss, f"training loss of epoch {self.epoch + 1}")
-        value = finite(metrics[self.record.monitor], f"validation {self.record.monitor}")
+        for name in self.record.monitors:
+            finite(metrics[name], f"validation {name}")
         self.record.epochs.append({"loss": mean_loss, **metrics})
-        if value > self.record.best:
-            self.record.best, self.record.best_epoch = value, self.epoch
-            self.best = {name: tensor.cpu().clone() for name, tensor in self.model_state().items()}
+        if better := self.record.update(self.epoch, metrics):
+            state = {k: tensor.cpu().clone() for k, tensor in trainable_state(self.wrapped).items()}
+            self.best |= dict.fromkeys(better, state)
         self.epoch, self.step, self.rows = self.epoch + 1, 0, 0
         self.loss_sum.zero_()
-
-    def restore_best(self) -> None:
-        if self.best:
-            set_model_state_dict(self.wrapped, dict(self.best), options=LOOSE)
-
-    def model_state(self) -> dict[str, Tensor]:
-        state = get_model_state_dict(self.wrapped, options=STATE)
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def save(self) -> None:
         """Write the checkpoint; the old one stays until the new one is whole."""
@@ -515,11 +548,13 @@ class Loop:
         generators = self.accelerator.gather(rng_state(self.accelerator.device)[None])
         sums = self.accelerator.gather(self.loss_sum[None])
         optimizer: Any = get_optimizer_state_dict(self.wrapped, self.optimizer, options=STATE)
-        tensors = {f"model/{name}": value for name, value in self.model_state().items()}
-        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        tensors = {f"model/{name}": value for name, value in trainable_state(self.wrapped).items()}
+        for monitor, state in self.best.items():  # states of one epoch are written once
+            epoch = self.record.best_epoch[monitor]
+            tensors |= {f"best/{epoch}/{name}": value for name, value in state.items()}
         tensors |= {"generators": generators, "loss_sum": sums}
-        for parameter, state in optimizer["state"].items():
-            tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
+        for parameter, values in optimizer["state"].items():
+            tensors |= {f"optimizer/{parameter}/{name}": value for name, value in values.items()}
         header = {
             "epoch": self.epoch,
             "step": self.step,
@@ -569,8 +604,10 @@ class Loop:
         )
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(header["scaler"])
-        self.best = part("best/")
         vars(self.record).update(header["record"])
+        self.record.monitors = tuple(self.record.monitors)
+        by_epoch = {epoch: part(f"best/{epoch}/") for epoch in self.record.best_epoch.values()}
+        self.best |= {name: by_epoch[at] for name, at in self.record.best_epoch.items()}
         self.epoch, self.step, self.rows = header["epoch"], header["step"], header["rows"]
         self.earlier_seconds = header["seconds"]
         mine = self.accelerator.process_index
@@ -591,13 +628,15 @@ class Loop:
         for name, value in self.surroundings().items():
             if header[name] != value:
                 raise ValueError(f"{name} was {header[name]}, now {value}")
-        self.check_shapes("model/", tensors)
-
-    def check_shapes(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-        ours = {f"{prefix}{name}": value.shape for name, value in self.model_state().items()}
-        theirs = {name: value.shape for name, value in tensors.items() if name.startswith(prefix)}
-        if ours != theirs:
+        ours = {f"model/{k}": value.shape for k, value in trainable_state(self.wrapped).items()}
+        if ours != {k: value.shape for k, value in tensors.items() if k.startswith("model/")}:
             raise ValueError("its parameters are not this model's")
+
+
+def trainable_state(wrapped: nn.Module) -> dict[str, Tensor]:
+    """Parameters that train, and buffers, by their name in the bare model."""
+    state = get_model_state_dict(wrapped, options=STATE)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def rng_state(device: torch.device) -> Tensor:
@@ -623,9 +662,12 @@ def finite(value: float, what: str) -> float:
 
 
 def describe(record: Record) -> str:
-    if record.best_epoch < 0:
+    if not record.best:
         return "no validation yet"
-    return f"best {record.monitor} {record.best:.4f} in epoch {record.best_epoch + 1}"
+    return ", ".join(
+        f"best {name} {value:.4f} in epoch {record.best_epoch[name] + 1}"
+        for name, value in record.best.items()
+    )
 
 
 def to(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:

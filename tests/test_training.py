@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -179,11 +180,47 @@ def test_the_best_epoch_is_restored_and_patience_stops_the_run():
 
     patient = dataclasses.replace(SETTINGS, max_epochs=6, patience=2)
     _, fitted = train(patient, evaluate=scripted)
-    assert (fitted.record.best, fitted.record.best_epoch) == (0.9, 1)
+    assert (fitted.record.best, fitted.record.best_epoch) == ({"auc": 0.9}, {"auc": 1})
     assert len(fitted.record.epochs) == 4  # two epochs without a better value
     restored = torch.from_numpy(fitted.predict(inputs, ROWS))
     assert torch.equal(restored, seen[2])
     assert not torch.equal(restored, seen[4])
+
+
+def test_each_metric_keeps_its_own_best_state_and_the_last_one_to_rise_keeps_the_run_going(
+    tmp_path,
+):
+    def scripted() -> Callable[[training.Predict], dict[str, float]]:
+        values = iter([(0, 0), (0.9, 0.1), (0.5, 0.3), (0.5, 0.2), (0.5, 0.2), (1.0, 0.2)])
+
+        def evaluate(predict: training.Predict) -> dict[str, float]:
+            seen.append(predict(inputs, ROWS))
+            return dict(zip("ab", next(values), strict=True))
+
+        return evaluate
+
+    patient = dataclasses.replace(SETTINGS, max_epochs=6, patience=2)
+    seen: list[np.ndarray] = []
+    _, fitted = train(patient, evaluate=scripted(), monitors=("a", "b"))
+    assert (fitted.record.best, len(fitted.record.epochs)) == ({"a": 0.9, "b": 0.3}, 4)
+    for monitor, at in (("b", 2), ("a", 1)):
+        fitted.choose(monitor)
+        np.testing.assert_array_equal(fitted.predict(inputs, ROWS), seen[at])
+    assert fitted.selection("b")["epoch"] == 2
+
+
+def test_a_prediction_may_have_several_columns():
+    class Two(MF):
+        def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+            return torch.stack([users, items], 1).float()
+
+    _, fitted = train(
+        model_class=Two,
+        loss=lambda model, **rest: MF.score(model, rest["users"], rest["items"]),
+        evaluate=lambda predict: {"auc": 1.0},
+    )
+    table = fitted.predict(inputs, ROWS)
+    np.testing.assert_array_equal(table[:, 0], inputs(np.arange(ROWS))["users"].numpy())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_place():
