@@ -258,7 +258,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
     kinds = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
     if dtype == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if half else torch.float32
     if dtype not in kinds:
         raise RequestError(f"dtype '{dtype}' is unknown: use auto, {', '.join(kinds)}")
@@ -487,12 +487,3 @@ def merged(model: Any) -> Iterator[None]:
             if layer.merged:
                 layer.unmerge()
             layer.get_base_layer().weight.data.copy_(copy)
-
-
-def unknown_tokens(tokenizer: Any, texts: Sequence[str]) -> int:
-    """Texts that hold a character for which the tokenizer has no token but the unknown one."""
-    unknown = tokenizer.unk_token_id
-    if unknown is None or not texts:
-        return 0
-    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return sum(unknown in row for row in rows)

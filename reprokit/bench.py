@@ -5,6 +5,7 @@ Importing this module loads no torch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprokit import click
-from reprokit.click import check, click_result, nothing_chosen
+from reprokit.click import REUSED, check, click_result, nothing_chosen, reused
 from reprokit.data import CTRData, Rows
 from reprokit.metrics import auc
 from reprokit.runs import Job, Result, setting
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from reprokit.training import Fitted
 
 VICUNA = "lmsys/vicuna-7b-v1.3"
-RECENT = 25
-"""Earlier positives handed to CF models: CoLLM's 25 of SASRec, which reads the last of them."""
-REVISION = 1
+REVISION = 2
 """Of prompts and models: raised when a change moves their numbers."""
 
 
@@ -57,22 +56,49 @@ class LLMSettings:
     valid_rows: int = setting(5200, "CoLLM validates on half of MovieLens-1M's rows; 0: all")
     max_epochs: int = setting(200, "CoLLM's; early stopping ends sooner")
     patience: int = setting(20, "CoLLM's; validations without a better AUC")
+    clip: float = setting(1.0, "open; largest gradient norm, 0: none")
 
     def __post_init__(self) -> None:
         natural = ("lora_r", "history", "max_tokens", "batch_size", "eval_batch", "epoch_rows")
         for name in (*natural, "max_epochs", "patience"):
             check(name, getattr(self, name), getattr(self, name) > 0)
-        check("lr", self.lr, self.lr > 0)
+        for name in ("micro_batch", "warmup", "valid_rows", "weight_decay", "lr_floor", "clip"):
+            check(name, getattr(self, name), getattr(self, name) >= 0)
+        for name in ("lr", "fusion_lr", "similar", "factor"):
+            check(name, getattr(self, name, 1), getattr(self, name, 1) > 0)
+        for name, known in (
+            ("schedule", ("constant", "cosine")),
+            ("dtype", ("auto", "float32", "bfloat16", "float16")),
+            ("attention", ("sdpa", "eager", "flash_attention_2")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}")
         check("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1)
 
 
+@dataclass(frozen=True)
+class CoLLMLike(LLMSettings):
+    """The rows that CCF-LLM copied from CoLLM train as CoLLM does."""
+
+    max_tokens: int = setting(1024, "CoLLM's; oldest titles go first, never the question")
+    lr: float = setting(1e-3, "CoLLM's for MovieLens-1M")
+    batch_size: int = setting(32, "CoLLM's: 16 on each of 2 GPUs")
+    micro_batch: int = setting(4, "open; rows in memory at once, 0: a process's share")
+    clip: float = setting(0.0, "CoLLM's: no clipping")
+
+
 class Bench:
-    """A run with its data and its language model: makes prompts, trains stages, scores rows."""
+    """A run with its data and its language model: makes prompts, trains stages, scores rows.
 
-    def __init__(self, job: Job) -> None:
+    `templates`: of the prompts that the run will make. Raises RequestError where the longest title
+    does not fit into one of them.
+    """
+
+    def __init__(self, job: Job, *templates: tuple[str, ...]) -> None:
         from reprokit import backbones, homemade, training
-        from reprokit.prompting import frame, tokenise, wholes
+        from reprokit.prompting import check_titles, frame, tokenise, wholes
 
+        self.started = time.time()
         self.job, self.settings = job, job.run.settings
         self.data = click.load(job)
         self.sealed = self.data.sealed()
@@ -97,14 +123,17 @@ class Bench:
             self.vocabulary = tokenise(
                 self.backbone.tokenizer, self.data.titles, f"{job.run.backbone} {made}", job.folder
             )
-        self.counts = {"titles with unknown characters": self.vocabulary.unknown}
+        for template in templates:
+            check_titles(self.vocabulary, template, self.data.titles, s.max_tokens)
+        self.counts = {"titles with unknown characters": self.vocabulary.unknown, REUSED: 0}
         self.earlier_seconds = 0.0
 
     @cached_property
     def reading(self) -> dict[str, Any]:
         """What decides how any stage reads a prompt."""
-        names = ("llm", "dtype", "attention", "history", "max_tokens", "valid_rows")
+        names = ("llm", "attention", "history", "max_tokens", "valid_rows")
         return {name: getattr(self.settings, name) for name in names} | {
+            "dtype": str(self.backbone.model.dtype),  # what "auto" came to here
             "backbone": self.job.run.backbone,
             "revision": REVISION,
         }
@@ -133,13 +162,25 @@ class Bench:
 
         seed_everything(self.job.run.seed, name)
 
-    def encoder(self, kind: str) -> tuple[Any, str]:
-        """A trained CF model and the id of its stage."""
+    @cached_property
+    def recent(self) -> int:
+        """Earlier positives handed to CF models: as many as SASRec reads, no other reads any."""
+        if "sasrec" not in getattr(self.settings, "cf", "").split("+"):
+            return 0
+        return int(cf_settings(self.job.run, "sasrec").max_len)
+
+    def encoder(self, kind: str, settings: Any = None) -> tuple[Any, Fitted]:
+        """A trained CF model; `settings`: other than those of a model that is fused."""
+        settings = settings or cf_settings(self.job.run, kind)
         model, fitted = click.train_collaborative(
-            self.job, self.accelerator, kind, self.data, cf_settings(self.job.run, kind)
+            self.job, self.accelerator, kind, self.data, settings
         )
+        self.note_stage(fitted)
+        return model, fitted
+
+    def note_stage(self, fitted: Fitted) -> None:
         self.earlier_seconds += fitted.earlier_seconds
-        return model, fitted.id
+        self.counts[REUSED] += reused(self.job, fitted, self.started)
 
     def prompts(
         self, data: CTRData, rows: Rows, template: tuple[str, ...], similar: np.ndarray | None
@@ -154,7 +195,7 @@ class Bench:
             rows.users,
             rows.items,
             data.histories(rows, every, s.history),
-            data.histories(rows, every, RECENT),
+            data.histories(rows, every, self.recent),
             None if similar is None else similar[rows.users],
             s.max_tokens,
         )
@@ -202,22 +243,22 @@ class Bench:
                 warmup=s.warmup,
                 schedule=s.schedule,
                 floor=s.lr_floor * lr,
-                clip=1.0,
+                clip=s.clip,
                 eval_batch=s.eval_batch,
             ),
             lengths=prompts.lengths,
         )
-        self.earlier_seconds += fitted.earlier_seconds
+        self.note_stage(fitted)
         return fitted
 
     def untrained(self, model: TextModel) -> Fitted:
-        """A model that is scored as it is."""
+        """A model that is scored as it is, in the precision of those that are trained."""
         from reprokit import training
         from reprokit.prompting import answer_loss
 
-        wrapped = training.Objective(model, answer_loss).to(self.accelerator.device)
+        wrapped = self.accelerator.prepare(training.Objective(model, answer_loss))
         return training.Fitted(
-            self.accelerator, wrapped, self.settings.eval_batch, training.Record("auc")
+            self.accelerator, wrapped, self.settings.eval_batch, training.Record(("auc",))
         )
 
     def result(
@@ -248,7 +289,8 @@ class Bench:
     @property
     def deviations(self) -> tuple[str, ...]:
         name = self.settings.llm
-        if name.startswith("lmsys/vicuna-7b"):
+        base = Path(name.partition("@")[0]).name.lower()
+        if base.startswith("vicuna-7b") and "v1.5" not in base:  # v1.5 is made from LLaMA 2
             return ()
         kind = {"tiny": "a tiny random Llama", "scratch": "a tiny Llama pretrained on item titles"}
         return (f"{kind.get(name, name)} in place of Vicuna-7B",)
@@ -286,6 +328,21 @@ def cf_settings(run: Any, kind: str) -> Any:
     dataset = run.dataset.removeprefix("demo-")
     chosen = {name: value for name, value in own.items() if value}
     return click.SYSTEMS[kind].configure(dataset, s.cf_preset, chosen)
+
+
+def best_items(model: Any, data: CTRData, count: int) -> np.ndarray:
+    """A CF model's top items per user among those of the test rows: which items they are, never a
+    label. (n_users, count)."""
+    import torch
+
+    with torch.no_grad():
+        users, items = (vectors.cpu() for vectors in model.vectors())
+        pool = torch.from_numpy(np.unique(data.test.items))
+        parts = [
+            pool[(block @ items[pool].T).topk(min(count, len(pool)), dim=1).indices]
+            for block in users.split(4096)
+        ]
+    return torch.cat(parts).numpy()
 
 
 def sample(rows: Rows, count: int) -> Rows:

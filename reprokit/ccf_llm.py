@@ -3,10 +3,11 @@
 Paper   Liu, Zhang, Dong and Fang, CIKM 2024, doi 10.1145/3627673.3679596.
 Tables  ccf_llm/table1 to table5, ccf_llm/figure3a, figure3b, figure4.
 
-The model is `fusion.CCFLLM`, the baselines that read a prompt are in `prompting`, the collaborative
-ones in `collaborative` and `sequential`, the protocol in `click`. Here stand the settings of every
-row with a language model, how it is run, and the tables. Importing this module loads no torch:
-`from reprokit.ccf_llm import CCFLLM` does.
+The model and its training are in `fusion`, the baselines that read a prompt in `prompting`, the
+collaborative ones in `collaborative` and `sequential`, the closed-source rows in `closed_llm`,
+table 5 and figure 4 in `inspection`, the protocol in `click`. Here stand the settings of every row
+with a language model, how the baselines are run, and the tables. Importing this module loads no
+torch: `from reprokit.ccf_llm import CCFLLM` does.
 
 Stages. A run is a chain of trained stages, each kept and shared: a CF model (Theta_E), an adapter
 on the language model (Theta_L), then the networks that bring both together (Theta_A, Theta_G).
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprokit import click
-from reprokit.bench import Bench, LLMSettings, cf_settings, scored
-from reprokit.click import click_result, nothing_chosen
-from reprokit.data import CLICK_DATA, CTRData, Rows
-from reprokit.runs import Estimate, Job, Result, System, Unavailable, setting
+from reprokit.bench import REVISION, Bench, CoLLMLike, LLMSettings, best_items
+from reprokit.closed_llm import ChatSettings, estimate_chat, run_chat
+from reprokit.data import CLICK_DATA
+from reprokit.inspection import CASE, run_case, run_map
+from reprokit.runs import Estimate, Job, Result, System, setting
 from reprokit.tables import Column, Row, Table
 
 if TYPE_CHECKING:
@@ -61,14 +63,15 @@ class PromptSettings(LLMSettings):
 
 
 @dataclass(frozen=True)
-class TALLRecSettings(LLMSettings):
+class TALLRecSettings(CoLLMLike):
     """TALLRec as CoLLM ran it: the whole training set, liked titles alone, one logit."""
 
 
 @dataclass(frozen=True)
-class SoftpromptSettings(LLMSettings):
+class SoftpromptSettings(CoLLMLike):
     """Six learned vectors around the prompt."""
 
+    lr: float = setting(1e-4, "CoLLM's for MovieLens-1M")
     train_lora: bool = setting(
         True,
         "as in the configuration behind the printed number; the row of our own freezes it",
@@ -77,7 +80,7 @@ class SoftpromptSettings(LLMSettings):
 
 
 @dataclass(frozen=True)
-class CoLLMSettings(LLMSettings):
+class CoLLMSettings(CoLLMLike):
     """Both stages of CoLLM: LoRA on text, then the mapping."""
 
     cf: str = setting("mf", "the row's CF model", named=True)
@@ -115,7 +118,7 @@ class CCFLLMSettings(LLMSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = self.cf.split("+")
-        if not 1 <= len(names) <= 2 or not set(names) <= set(CF_MODELS):
+        if len(names) > 2 or len(set(names)) < len(names) or not set(names) <= set(CF_MODELS):
             raise ValueError(
                 f"cf must be one or two of {', '.join(CF_MODELS)} joined by +, got '{self.cf}'"
             )
@@ -144,31 +147,14 @@ class CaseSettings(CCFLLMSettings):
     cf: str = setting("lightgcn", "the paper's choice for this table", named=True)
 
 
-@dataclass(frozen=True)
-class ChatSettings:
-    """A closed model behind an OpenAI-compatible endpoint, its answer taken as binary."""
-
-    model: str = setting("gpt-3.5-turbo", "the paper's gpt-3.5-turbo-0613 is retired")
-    tuned_model: str = setting("", "the provider's name of the model tuned on the file written")
-    tuned: bool = setting(False, "the row's: zero-shot or instruct-tuned", named=True)
-    with_cf: bool = setting(
-        False, "the row's: whether MF's ten best items stand in the prompt", named=True
-    )
-    history: int = setting(10, "as in the other rows")
-    similar: int = setting(10, "the paper's")
-    workers: int = setting(8, "requests at once")
-    cf_preset: str = setting("paper", "whose settings of Table 3's CF rows MF is trained with")
-    cf_dim: int = setting(128, "the paper's; 0: the CF row's own")
-    cf_batch: int = setting(1024, "the paper's; 0: the CF row's own")
-
-
 # --- how each row is run ------------------------------------------------------------------------
 def run_prompt(job: Job) -> Result:
     """Table 2: the prompt alone, with or without MF's best items, zero-shot or tuned."""
     from reprokit.prompting import PLAIN, WITH_CF, TextModel, answer_loss
 
-    bench, s = Bench(job), job.run.settings
+    s = job.run.settings
     template: tuple[str, ...] = WITH_CF if s.with_cf else PLAIN
+    bench = Bench(job, template)
     similar, on = None, []
     if s.with_cf:
         similar, stage = recommended(bench)
@@ -185,29 +171,15 @@ def run_prompt(job: Job) -> Result:
 
 
 def recommended(bench: Bench) -> tuple[np.ndarray, str]:
-    """The items of the test split that MF ranks highest for each user, (n_users, 10)."""
-    model, stage = bench.encoder("mf")
-    return best_items(model, bench.sealed, bench.settings.similar), stage
-
-
-def best_items(model: Any, data: CTRData, count: int) -> np.ndarray:
-    """Top items per user among those of the test rows: which items they are, never a label."""
-    import torch
-
-    with torch.no_grad():
-        users, items = (vectors.cpu() for vectors in model.vectors())
-        pool = torch.from_numpy(np.unique(data.test.items))
-        parts = [
-            pool[(block @ items[pool].T).topk(min(count, len(pool)), dim=1).indices]
-            for block in users.split(4096)
-        ]
-    return torch.cat(parts).numpy()
+    """The items of the test split that MF ranks highest for each user, and the id of its stage."""
+    model, fitted = bench.encoder("mf")
+    return best_items(model, bench.sealed, bench.settings.similar), fitted.id
 
 
 def run_tallrec(job: Job) -> Result:
     from reprokit.prompting import TALLREC_PROMPT
 
-    bench = Bench(job)
+    bench = Bench(job, TALLREC_PROMPT)
     model, fitted = train_tallrec(bench)
     return bench.result(model, fitted, TALLREC_PROMPT)
 
@@ -225,7 +197,7 @@ def train_tallrec(bench: Bench) -> tuple[TextModel, Fitted]:
 def run_softprompt(job: Job) -> Result:
     from reprokit.prompting import SOFT_PROMPT, Softprompt, yes_loss
 
-    bench, s = Bench(job), job.run.settings
+    bench, s = Bench(job, SOFT_PROMPT), job.run.settings
     if s.train_lora:
         bench.add_lora()
     bench.seed("virtual tokens")
@@ -237,253 +209,27 @@ def run_softprompt(job: Job) -> Result:
 
 def run_collm(job: Job) -> Result:
     """LoRA on text, then the mapping alone: LoRA and CF model stay as they are."""
-    from reprokit.prompting import COLLM_PROMPT, CoLLM, yes_loss
+    from reprokit.prompting import COLLM_PROMPT, TALLREC_PROMPT, CoLLM, yes_loss
 
-    bench, s = Bench(job), job.run.settings
-    encoder, cf_stage = bench.encoder(s.cf)
+    bench, s = Bench(job, TALLREC_PROMPT, COLLM_PROMPT), job.run.settings
+    encoder, of_cf = bench.encoder(s.cf)
     _, first = train_tallrec(bench)
     bench.seed("mapping")
     model = CoLLM(bench.llm, bench.answers(COLLM_PROMPT), encoder, s.factor)
     model.requires_grad_(False)
     model.mapping.requires_grad_(True)
-    what = {"stage": "collm", "cf": s.cf, "factor": s.factor, "on": [cf_stage, first.id]}
+    what = {"stage": "collm", "cf": s.cf, "factor": s.factor, "on": [of_cf.id, first.id]}
     fitted = bench.train(what, model, COLLM_PROMPT, yes_loss, s.fusion_lr)
     return bench.result(model, fitted, COLLM_PROMPT)
 
 
 def run_ccf_llm(job: Job) -> Result:
+    from reprokit.fusion import train_ccf_llm
     from reprokit.prompting import HYBRID
 
-    bench = Bench(job)
+    bench = Bench(job, HYBRID)
     model, fitted = train_ccf_llm(bench)
     return bench.result(model, fitted, HYBRID)
-
-
-def train_ccf_llm(bench: Bench) -> tuple[CCFLLM, Fitted]:
-    """Section 3.4: Theta_L, then Theta_E, Theta_A and Theta_G; or a strategy of Table 4."""
-    from reprokit.fusion import CCFLLM, pair_loss
-    from reprokit.prompting import HYBRID, PLAIN, TextModel
-
-    s, names = bench.settings, bench.settings.cf.split("+")
-    encoders, stages = zip(*(bench.encoder(name) for name in names), strict=True)
-    bench.add_lora()
-    bench.seed("fusion")
-    answers = bench.answers(HYBRID)
-    model = CCFLLM(bench.llm, answers, encoders, s.gate, s.factor, s.gate_hidden)
-    loss = pair_loss(s.k)
-    shape = {"cf": s.cf, "gate": s.gate, "factor": s.factor, "gate_hidden": s.gate_hidden}
-    what: dict[str, Any] = {**bench.lora, "k": s.k, **shape, "on": list(stages)}
-    if s.stages == "joint":
-        model.train_only(adapter=True, fusion=True, encoders=s.train_encoder)
-        what |= {"stage": "ccf-llm joint", "train_encoder": s.train_encoder}
-        return model, bench.train(what, model, HYBRID, loss, s.lr)
-    if s.stage1_prompt == "plain":
-        text = TextModel(bench.llm, answers)
-        what1 = {**bench.lora, "k": s.k, "stage": "ccf-llm plain"}
-        first = bench.train(what1, text, PLAIN, loss, s.lr)
-    else:
-        model.train_only(adapter=True, fusion=False, encoders=False)
-        first = bench.train({**what, "stage": "ccf-llm 1"}, model, HYBRID, loss, s.lr)
-    if s.stages == "first":
-        return model, first
-    model.train_only(adapter=False, fusion=True, encoders=s.train_encoder)
-    what |= {"stage": "ccf-llm 2", "first": first.id, "train_encoder": s.train_encoder}
-    return model, bench.train(what, model, HYBRID, loss, s.fusion_lr)
-
-
-def run_map(job: Job) -> Result:
-    """Figure 4: aligned CF vectors, mean title embeddings and fused ones of 1,000 items."""
-    import torch
-    from sklearn.manifold import TSNE
-
-    from reprokit.training import generator
-
-    bench, s = Bench(job), job.run.settings
-    model, fitted = train_ccf_llm(bench)
-    pool = np.arange(1, bench.data.n_items)
-    rng = generator(job.run.seed, "items of the map")
-    chosen = np.sort(rng.choice(pool, min(s.items, len(pool)), replace=False))
-    starts, tokens = bench.vocabulary.starts, bench.vocabulary.tokens.astype(np.int64)
-    titles = [torch.from_numpy(tokens[starts[i] : starts[i + 1]]) for i in chosen]
-    found = model.item_vectors(torch.from_numpy(chosen).to(bench.accelerator.device), titles)
-    vectors = {name: value.float().cpu().numpy() for name, value in found.items()}
-    stacked = np.concatenate(list(vectors.values()))
-    perplexity = min(s.perplexity, (len(stacked) - 1) / 3)
-    plane = TSNE(perplexity=perplexity, init="pca", random_state=job.run.seed).fit_transform(
-        stacked
-    )
-    names = np.repeat(list(vectors), len(chosen))
-    metrics = {
-        "separation/aligned": nearest_agree(vectors["aligned CF"], vectors["LLM"]),
-        "separation/fused": nearest_agree(vectors["fused"], vectors["LLM"]),
-        "distance/fused": float(
-            np.linalg.norm(vectors["fused"] - vectors["LLM"], axis=1).mean()
-            / np.linalg.norm(vectors["LLM"], axis=1).mean()
-        ),
-    }
-    points = {
-        "points/items": np.tile(bench.data.item_ids[chosen], len(vectors)),
-        "points/titles": np.tile([bench.data.titles[i] for i in chosen], len(vectors)),
-        "points/modality": names,
-        "points/x": plane[:, 0].astype(np.float32),
-        "points/y": plane[:, 1].astype(np.float32),
-    }
-    return Result(
-        metrics,
-        points,
-        fitted.selection(),
-        {**bench.data.counts, **bench.counts},
-        bench.deviations,
-        bench.notes(),
-        bench.earlier_seconds,
-    )
-
-
-def nearest_agree(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of vectors whose nearest other vector is of their own kind: 1 where two clouds stand
-    apart, about 0.5 where they cannot be told from each other, 0 where each has its twin."""
-    from sklearn.neighbors import NearestNeighbors
-
-    both = np.concatenate([first, second])
-    kind = np.repeat([0, 1], [len(first), len(second)])
-    near = NearestNeighbors(n_neighbors=2).fit(both).kneighbors(both, return_distance=False)
-    other = np.where(near[:, 0] == np.arange(len(both)), near[:, 1], near[:, 0])
-    return float((kind[other] == kind).mean())
-
-
-CASE = (
-    "Deconstructing Harry",
-    "Big Daddy",
-    "But I'm a Cheerleader",
-    "Desperately Seeking Susan",
-    "Lake Placid",
-)
-CASE_LABELS = (1, 0, 1, 1, 0)
-
-
-def case_rows(data: CTRData) -> tuple[np.ndarray, bool]:
-    """Test rows of the paper's user and films, found by title and label; True: they were found.
-
-    Elsewhere the first user with five test films, both labels among them, stands in.
-    """
-    rows = data.test
-    titles = np.array([data.titles[item] for item in rows.items])
-    for user in np.unique(rows.users):
-        mine = np.flatnonzero(rows.users == user)
-        found = [mine[[t.startswith(f"{film} (") for t in titles[mine]]] for film in CASE]
-        if all(len(at) == 1 for at in found):
-            at = np.concatenate(found)
-            if tuple(rows.labels[at]) == CASE_LABELS:
-                return at, True
-    for user in np.unique(rows.users):
-        at = np.flatnonzero(rows.users == user)[:5]
-        if len(at) == 5 and 0 < rows.labels[at].sum() < 5:
-            return at, False
-    raise Unavailable("no user has five test films with both labels")
-
-
-def run_case(job: Job) -> Result:
-    """Table 5: three systems rank five test films of one user."""
-    from reprokit.prompting import HYBRID, PLAIN, TextModel
-
-    bench = Bench(job)
-    at, found = case_rows(bench.data)
-    rows = Rows(**{name: value[at] for name, value in vars(bench.data.test).items()})
-    cf = SYSTEMS["lightgcn"].configure(
-        job.run.dataset.removeprefix("demo-"), job.run.settings.cf_preset, {}
-    )
-    table_row, fitted = click.train_collaborative(
-        job, bench.accelerator, "lightgcn", bench.data, cf
-    )
-    inputs = click.batches(bench.data, rows, table_row.inputs, 0)
-    scores = {"lightgcn": fitted.predict(inputs, len(rows))}
-    raw = TextModel(bench.llm, bench.answers(PLAIN))
-    prompts = bench.prompts(bench.data, rows, PLAIN, None)
-    scores["llm"] = scored(raw, bench.untrained(raw).predict, prompts)
-    model, chosen = train_ccf_llm(bench)
-    prompts = bench.prompts(bench.data, rows, HYBRID, None)
-    scores["ccf-llm"] = scored(model, chosen.predict, prompts)
-    metrics: dict[str, Any] = {}
-    for number, item in enumerate(rows.items):
-        genres = bench.data.genres[item].replace("|", ", ")
-        title = "" if found else f"{bench.data.titles[item]}: "
-        metrics |= {f"genres/{number}": title + genres, f"label/{number}": int(rows.labels[number])}
-    for name, values in scores.items():
-        above = (values[None] > values[:, None]).sum(1) + (values[None] == values[:, None]).sum(1)
-        metrics |= {f"{name}/{number}": int(rank) for number, rank in enumerate(above)}
-    notes = () if found else ("five test films of another user stand in for the paper's",)
-    return Result(
-        metrics,
-        {},
-        chosen.selection(),
-        {**bench.data.counts, **bench.counts},
-        bench.deviations,
-        (*bench.notes(), *notes),
-        bench.earlier_seconds,
-    )
-
-
-def run_chat(job: Job) -> Result:
-    """Table 2: a closed model asked for each test row; Yes counts 1, No 0, anything else 1/2."""
-    from reprokit import endpoint, training
-    from reprokit.prompting import PLAIN, WITH_CF, render
-
-    s, data = job.run.settings, click.load(job)
-    model = (s.tuned_model if s.tuned else s.model) or s.model
-    record = job.folder / "calls" / f"{model.replace('/', '_').replace(':', '_')}.jsonl"
-    client = endpoint.Endpoint.from_environment(model, record, workers=s.workers)
-    if not record.is_file() and not client.has_key:
-        raise Unavailable(
-            "no key for the endpoint: set REPROKIT_API_KEY and REPROKIT_API_BASE; nothing was sent"
-        )
-    similar = None
-    if s.with_cf:
-        accelerator = training.make_accelerator()
-        mf, _ = click.train_collaborative(job, accelerator, "mf", data, cf_settings(job.run, "mf"))
-        similar = best_items(mf, data.sealed(), s.similar)
-    template = WITH_CF if s.with_cf else PLAIN
-
-    def conversations(rows: Rows) -> list[list[dict[str, str]]]:
-        histories = data.histories(rows, np.arange(len(rows)), s.history)
-        texts = render(template, data.titles, rows, histories, similar)
-        return [[{"role": "user", "content": text}] for text in texts]
-
-    if s.tuned and not s.tuned_model:
-        name = f"finetune-{job.run.dataset}-{'with' if s.with_cf else 'without'}-cf.jsonl"
-        path = job.folder / "calls" / name
-        answers = ["Yes" if label else "No" for label in data.train.labels]
-        endpoint.write_finetune(path, conversations(data.train), answers)
-        raise Unavailable(
-            f"instruct-tuning happens at the provider: upload {path}, then --set "
-            "chat.tuned_model=NAME"
-        )
-    job.progress.start_steps(len(data.test))
-    accelerator, fault, replies = training.make_accelerator(), None, []
-    asked = conversations(data.test)
-    if accelerator.is_main_process:
-        try:
-            replies = client.ask(asked, lambda done, of: job.progress.step(done, "replies"))
-        except Unavailable as error:
-            fault = error
-    accelerator.wait_for_everyone()
-    if fault:
-        raise fault
-    if not accelerator.is_main_process:  # replays the first one's record, or raises as it did
-        replies = client.ask(asked)
-    read = [endpoint.parse_answer(reply.text) for reply in replies]
-    scores = np.array([0.5 if value is None else value for value in read])
-    result = click_result(data, lambda rows: scores, nothing_chosen(), splits=("test",))
-    names = sorted({reply.model for reply in replies})
-    unread = sum(value is None for value in read)
-    notes = [f"closed-source model: {', '.join(names)} answered"]
-    if unread:
-        notes.append(f"{unread:,} of {len(read):,} replies are neither Yes nor No and count 1/2")
-    return replace(
-        result,
-        deviations=(f"{', '.join(names)} in place of gpt-3.5-turbo-0613",),
-        notes=tuple(notes),
-        data={**result.data, "replies neither Yes nor No": unread},
-    )
 
 
 # --- estimates ----------------------------------------------------------------------------------
@@ -507,11 +253,6 @@ def estimate_llm(stages: float) -> Callable[[Any, Mapping[str, int]], Estimate]:
     return estimate
 
 
-def estimate_chat(settings: Any, sizes: Mapping[str, int]) -> Estimate:
-    rows = sizes["train"] // 3
-    return Estimate(60 + rows / max(1, settings.workers), 1e9, 1000 * rows)
-
-
 REASONS = {
     "amazon-book": "CoLLM's choice there",
     "demo": "small, for a laptop",
@@ -521,6 +262,8 @@ REASONS = {
 DEMO = {
     "llm": "tiny",
     "micro_batch": 0,
+    "max_tokens": 700,
+    "clip": 1.0,
     "history": 3,
     "batch_size": 64,
     "warmup": 0,
@@ -531,6 +274,8 @@ DEMO = {
 SMALL = {
     "llm": "HuggingFaceTB/SmolLM2-135M",
     "micro_batch": 0,
+    "max_tokens": 700,
+    "clip": 1.0,
     "lr": 1e-3,
     "batch_size": 32,
     "warmup": 20,
@@ -545,6 +290,11 @@ FUSED = {
     "small": {**CF["small"], "fusion_lr": 3e-3},
 }
 BOOK = {"epoch_rows": 1600, "valid_rows": 6400}
+BOOK_STEPS: dict[type, Mapping[str, Any]] = {
+    TALLRecSettings: {"lr": 1e-4, "batch_size": 16},
+    SoftpromptSettings: {"lr": 1e-2, "batch_size": 16},
+    CoLLMSettings: {"lr": 1e-4, "fusion_lr": 1e-4, "batch_size": 16},
+}
 
 
 def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str, Any]) -> System:
@@ -557,9 +307,10 @@ def llm_system(settings: type, execute: Any, stages: float, **more: Mapping[str,
         settings,
         execute,
         estimate_llm(stages),
-        tuned={"amazon-book": BOOK},
+        tuned={"amazon-book": {**BOOK, **BOOK_STEPS.get(settings, {})}},
         presets=presets,
         reasons=REASONS,
+        revision=REVISION,
         backbone="llm",
         by_backbone={"tiny": steps, "scratch": steps},
     )
@@ -630,8 +381,8 @@ LLM_PROTOCOL = (
     ),
     (
         "Prompt",
-        "the ten most recent earlier positives as titles; every title is tokenised once and has "
-        "the same tokens wherever it stands.",
+        "the most recent earlier positives as titles, at most as many as `history` says; every "
+        "title is tokenised once and has the same tokens wherever it stands.",
     ),
     (
         "Stages",
@@ -639,14 +390,16 @@ LLM_PROTOCOL = (
     ),
 )
 LLM_POINTS = (
-    "CCF-LLM's stage 1 trains LoRA on the hybrid prompt with ALG and GATE as they start: GATE's "
-    "last layers are zero, so titles are pure text, and the user's slot holds an untrained vector.",
+    "CCF-LLM's stage 1 trains LoRA on the hybrid prompt with ALG and GATE as they start: where "
+    "GATE is learned its last layers are zero, so titles are pure text, and the user's slot holds "
+    "an untrained vector.",
     "Stage 2 trains ALG, GATE and the CF model; LoRA and the language model are frozen.",
     "GATE has no squashing (equation 3 has none); its hidden width is open.",
     "Equation 5: p_yes and p_no are softmax probabilities over the whole vocabulary.",
-    "CF models inside CCF-LLM have width 128; those of CoLLM and of the rows by themselves have "
-    "CoLLM's widths.",
-    "CoLLM's warm-up counts steps within an epoch, by mistake; ours is a true one.",
+    "The paper says width 128 and batches of 1,024 for the CF models inside CCF-LLM; CoLLM and the "
+    "CF rows copied from it have sizes of their own. `cf_dim` and `cf_batch` say what was used "
+    "here, 0 being the CF row's own.",
+    "CoLLM's warm-up counts steps within an epoch, by mistake; `warmup` counts true ones.",
 )
 FIGURE_POINTS = (
     "The data set behind the bars is not named; LightGCN on MovieLens-1M, as in Table 4.",
@@ -750,8 +503,8 @@ TABLES = (
         open_points=(
             *WINDOW_POINTS[:1],
             "The rows MF, LightGCN, SASRec, CoLLM, Softprompt and TallRec are copied from CoLLM "
-            "(daggers in print): single runs of a tuned grid, seed 2023. Ours are means over seeds "
-            "with CoLLM's chosen sizes.",
+            "(daggers in print): single runs of a tuned grid, seed 2023. Ours are means over "
+            "seeds.",
             "About half of the rows share user and second with another row, and no paper says in "
             "which order they stand.",
             "A history is every earlier positive of the user, across the splits, as in CoLLM.",

@@ -115,6 +115,19 @@ def build_parser() -> argparse.ArgumentParser:
         "random one made here (default: what the preset sets)",
     )
     make.add_argument(
+        "--text-encoder",
+        default="",
+        metavar="clip|minilm|tiny|NAME|PATH",
+        help="frozen encoder of texts: CLIP through open_clip, all-MiniLM-L6-v2, any "
+        "sentence-transformers model, or a small random one (default: what the preset sets)",
+    )
+    make.add_argument(
+        "--image-encoder",
+        default="",
+        metavar="clip|tiny|none",
+        help="frozen encoder of images (default: what the preset sets)",
+    )
+    make.add_argument(
         "--set",
         action="append",
         default=[],
@@ -280,6 +293,8 @@ def reproduce_targets(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         seeds=options.seeds,
         llm=options.llm,
+        text_encoder=options.text_encoder,
+        image_encoder=options.image_encoder,
         overrides=tuple(options.set),
         data_dir=options.data_dir,
         out=options.out,

@@ -8,6 +8,7 @@ module loads no torch.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def run_collaborative(job: Job) -> Result:
     """MF, LightGCN or SASRec with binary cross-entropy on labelled rows, no sampled negatives."""
     from reprokit import training
 
-    data = load(job)
+    started, data = time.time(), load(job)
     accelerator = training.make_accelerator()
     model, fitted = train_collaborative(job, accelerator, job.run.system, data, job.run.settings)
     inputs: tuple[str, ...] = model.inputs
@@ -138,7 +139,8 @@ def run_collaborative(job: Job) -> Result:
         lambda rows: fitted.predict(batches(data, rows, inputs, length), len(rows)),
         fitted.selection(),
     )
-    return replace(result, earlier_seconds=fitted.earlier_seconds)
+    counts = {**result.data, REUSED: reused(job, fitted, started)}
+    return replace(result, data=counts, earlier_seconds=fitted.earlier_seconds)
 
 
 def train_collaborative(
@@ -176,6 +178,16 @@ def train_collaborative(
         ),
     )
     return model, fitted
+
+
+REUSED = "stages reused"
+"""Among a result's counts: stages that an earlier run had trained."""
+
+
+def reused(job: Job, fitted: Fitted, since: float) -> int:
+    """1 where a stage was kept before `since`, the start of the run, which so took less time."""
+    path = job.folder / "stages" / f"{fitted.id}.safetensors"
+    return int(path.is_file() and path.stat().st_mtime < since)
 
 
 def build(system: str, data: CTRData, settings: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reprokit.crossdata import CDSR_FILES, LEAST, read_items, read_rows, refuse_earlier_release
 from reprokit.data import SPLITS, CTRData, load_click_data, read_ml_1m_movies, read_ml_1m_ratings
 from reprokit.datasets import DataError, dataset
 from reprokit.download import require
@@ -114,37 +115,19 @@ def amazon_book(name: str, data_dir: Path) -> Counts:
 
 def cdsr(name: str, data_dir: Path) -> Counts:
     """Items of each domain, training rows, and evaluation rows by the domain of their target."""
-    folder = data_dir / dataset(name).folder
-    for split in SPLITS:
-        old, new = f"{split}data.txt", f"{split}data_new.txt"
-        if any(folder.glob(f"{old}*")) and not any(folder.glob(f"{new}*")):
-            raise DataError(
-                f"{folder / old}: the earlier release, whose rows leak future items, is not "
-                f"accepted. Get the corrected one, {new}, from {dataset(name).by_hand}"
-            )
-    names = ("Alist.txt", "Blist.txt", *(f"{split}data_new.txt" for split in SPLITS))
-    a_list, b_list, train, *evaluation = require(name, data_dir, names)
-    n_a, n_b, n_train = (sum(1 for _ in lines(path)) for path in (a_list, b_list, train))
-    counted: Counts = {"a items": n_a, "b items": n_b, "train": n_train}
-    for split, path in zip(("valid", "test"), evaluation, strict=True):
-        targets = np.array([target(path, *line) for line in lines(path)], np.int64)
-        if ((targets < 0) | (targets >= n_a + n_b)).any():
-            raise DataError(f"{path}: a target outside the {n_a + n_b:,} items of both domains")
-        counted[f"{split} a"] = int((targets < n_a).sum())
-        counted[f"{split} b"] = int((targets >= n_a).sum())  # B is numbered after A
+    refuse_earlier_release(name, data_dir)
+    a_list, b_list, *files = require(name, data_dir, CDSR_FILES)
+    n_a, n_b = len(read_items(a_list)), len(read_items(b_list))
+    counted: Counts = {"a items": n_a, "b items": n_b}
+    for split, path in zip(SPLITS, files, strict=True):
+        rows = read_rows(path, n_a + n_b, LEAST[split])
+        last = rows.items[rows.starts[1:] - 1]
+        if split == "train":
+            counted["train"] = len(last)
+        else:
+            counted[f"{split} a"] = int((last <= n_a).sum())
+            counted[f"{split} b"] = int((last > n_a).sum())  # B is numbered after A
     return counted
-
-
-def target(path: Path, number: int, line: str) -> int:
-    """The last item of `sequence, user, item|time|date|, ...` after a stable sort by time.
-
-    Times have day resolution: in about half of the rows the order of the file decides.
-    """
-    try:
-        events = [field.split("|") for field in line.split("\t")[2:] if field]
-        return int(sorted(events, key=lambda event: int(event[1]))[-1][0])
-    except (ValueError, IndexError) as error:
-        raise DataError(f"{path}, line {number}: not a row of events item|time|date|") from error
 
 
 def google_restaurants(name: str, data_dir: Path) -> Counts:
@@ -166,14 +149,6 @@ def opened(path: Path) -> Iterator[TextIOWrapper]:
             yield TextIOWrapper(file, encoding="utf-8")
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank."""
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if text := line.rstrip("\r\n"):
-                yield number, text
 
 
 def collect(path: Path, query: pl.LazyFrame) -> tuple[int, ...]:

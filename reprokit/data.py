@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from reprokit.datasets import DataError
-from reprokit.download import fingerprint, require
+from reprokit.download import find, fingerprint, require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -342,6 +342,13 @@ class Source:
     """Name in `datasets.DATASETS`; empty for generated data."""
     files: tuple[str, ...] = ()
     """In the data set's folder; each may be packed with gzip."""
+    optional: tuple[str, ...] = ()
+    """Read where they are there, relative to the data directory; "*" stands for any name."""
+    refuse: Callable[[str, Path], None] | None = None
+    """Given `registered` and the data directory before files are looked for: raises DataError for a
+    release that must not be used."""
+    world: Callable[[], Any] = click_world
+    """The world of generated data; its content is their fingerprint."""
     note: str = ""
     """What a reader of a table made from it must know."""
     revision: int = 1
@@ -352,8 +359,17 @@ class Source:
         return not self.files
 
     def paths(self, data_dir: Path) -> list[Path]:
-        """Raises DataError where a file is missing."""
+        """Of `files`. Raises DataError where one is missing."""
+        if self.refuse:
+            self.refuse(self.registered, data_dir)
         return require(self.registered, data_dir, self.files) if self.files else []
+
+    def found(self, data_dir: Path, many: bool = False) -> list[Path]:
+        """The optional files that are there: those named in full, or those named with a "*"."""
+        names = [name for name in self.optional if ("*" in name) == many]
+        if many:
+            return [path for name in names for path in sorted(data_dir.glob(name))]
+        return [path for name in names if (path := find(data_dir, name))]
 
     def fingerprint(
         self, data_dir: Path, cache: Path | None = None, read: bool = True, keep: bool = True
@@ -361,15 +377,20 @@ class Source:
         """A hash of the content and of the recipe's revision.
 
         `cache` has the files' digests. With `read` off only they are used, and the fingerprint of
-        files that are not in it is empty; with `keep` off it is left as it is.
+        files that are not in it is empty; with `keep` off it is left as it is. Optional files take
+        part where they are there: those named in full by content, the others (images, tens of
+        thousands of them) by name and size alone.
         """
         if self.synthetic:
             from reprokit.synthetic import world_digest
 
-            content = world_digest(click_world())
+            content = world_digest(self.world())
         else:
-            content = fingerprint(self.paths(data_dir), cache, read, keep)
+            whole = [*self.paths(data_dir), *self.found(data_dir)]
+            content = fingerprint(whole, cache, read, keep)
         text = f"{content}, recipe {self.revision}"
+        if listed := [(path.name, path.stat().st_size) for path in self.found(data_dir, many=True)]:
+            text += f", {listed}"
         return hashlib.sha256(text.encode()).hexdigest() if content else ""
 
 

@@ -42,12 +42,13 @@ GRACE_SECONDS = 5.0
 
 HINTS = {
     400: "the request was refused",
-    401: "the key was refused, check REPROKIT_API_KEY or OPENAI_API_KEY",
-    403: "the key may not do this",
+    401: "{key} was refused, set it to a key that is valid at {host}",
+    403: "{key} may not do this, use one that has access to {model}",
     404: "no such model or address, check the model's name and REPROKIT_API_BASE",
     429: "the rate limit or the quota is used up",
 }
-"""By status: what the user should look at."""
+"""By status: what the user should look at. Only rate limits and faults of the server or the
+connection are tried again."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,12 @@ class Endpoint:
         timeout: float = 60.0,
         retries: int = 6,
         seed: int | None = None,
+        key_name: str = "the key",
     ) -> None:
-        """`base_url`: such as http://127.0.0.1:8000/v1; empty for the default of `openai`."""
+        """`base_url`: such as http://127.0.0.1:8000/v1; empty for the default of `openai`.
+        `key_name`: what messages call the key, such as the variable that it comes from."""
         self.model, self.record = model, Path(record)
-        self.base_url, self._key = base_url.strip(), key.strip()
+        self.base_url, self._key, self.key_name = base_url.strip(), key.strip(), key_name
         self.max_tokens, self.temperature, self.seed = max_tokens, float(temperature), seed
         self.workers, self.timeout, self.retries = workers, timeout, retries
         self.damaged = 0
@@ -93,9 +96,10 @@ class Endpoint:
     def from_environment(cls, model: str, record: Path, **more: Any) -> Endpoint:
         """Key and address from REPROKIT_API_KEY and REPROKIT_API_BASE, else from OPENAI_API_KEY
         and OPENAI_BASE_URL."""
-        key = os.environ.get("REPROKIT_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
+        name = "REPROKIT_API_KEY" if os.environ.get("REPROKIT_API_KEY") else "OPENAI_API_KEY"
+        key = os.environ.get(name, "")
         base = os.environ.get("REPROKIT_API_BASE") or os.environ.get("OPENAI_BASE_URL") or ""
-        return cls(model, record, **{"key": key, "base_url": base, **more})
+        return cls(model, record, **{"key": key, "base_url": base, "key_name": name, **more})
 
     def _check(self) -> None:
         wrong = [
@@ -112,7 +116,7 @@ class Endpoint:
         ]
         # The values of these two are not shown: a key may stand in either by mistake.
         if not all("!" <= letter <= "~" for letter in self._key):
-            wrong.append("the key has a space or a character outside ASCII, copy it again")
+            wrong.append(f"{self.key_name} has a space or a character outside ASCII, copy it again")
         if self.base_url and not is_address(self.base_url):
             wrong.append("the base URL must look like https://host/v1, check REPROKIT_API_BASE")
         if wrong:
@@ -303,7 +307,8 @@ class Endpoint:
         if not isinstance(error, openai.APIStatusError):
             return self._public(str(error))
         status = error.status_code
-        parts = [HINTS.get(status, "the server failed" if status >= 500 else "refused")]
+        hint = HINTS.get(status, "the server failed" if status >= 500 else "refused")
+        parts = [hint.format(key=self.key_name, host=self._host, model=self.model)]
         wait = error.response.headers.get("retry-after")
         if wait:
             parts.append(self._public(f"Retry-After: {wait}"))

@@ -10,6 +10,7 @@ Eq. 2    Fusion.align            map a CF vector into the language model's input
 Eq. 3    Fusion.weights          GATE = MLP(aligned) + MLP(token)
 Eq. 4, 7 CCFLLM.embed            token + sum over CF models of alpha * aligned
 Eq. 5    pair_loss               BCE on p_yes, BCE on p_no, k times BPR
+Sec. 3.4 train_ccf_llm           the stages, or a strategy of table 4
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,13 @@ from torch import Tensor, nn
 from reprokit.backbones import check_weights, first_line, load, read_model
 from reprokit.collaborative import MF, LightGCN
 from reprokit.homemade import quiet
-from reprokit.prompting import SLOTS, USER, FusedModel, TextModel, mlp, placed
+from reprokit.prompting import HYBRID, PLAIN, SLOTS, USER, FusedModel, TextModel, mlp, placed
 from reprokit.runs import write_json
 from reprokit.sequential import SASRec
+
+if TYPE_CHECKING:
+    from reprokit.bench import Bench
+    from reprokit.training import Fitted
 
 GATES = ("dimension", "scalar", "one", "none")
 
@@ -107,6 +112,8 @@ class CCFLLM(FusedModel):
                 aligned = fusion.align(F.embedding(present, of_items))  # (n, H), eq. 2
                 alpha = fusion.weights(aligned, tokens, owner)  # (N, H), eq. 3
                 fused = fused + alpha * F.embedding(owner, aligned)  # eq. 4; two CF models: eq. 7
+            else:
+                of_user = of_user + 0.0 * of_items.sum()  # several processes expect a gradient
             if len(row):
                 of_user = of_user + fusion.align(F.embedding(row, of_users))  # (rows, H)
         words = placed(words, titles, fused)
@@ -178,6 +185,36 @@ def pair_loss_of(logits: Tensor, answers: tuple[int, int], labels: Tensor, k: fl
         value = value - target * log_p - (1 - target) * log_rest
     margin = logits[:, answers[0]] - logits[:, answers[1]]
     return value - k * F.logsigmoid(margin * (2 * y - 1))
+
+
+# --- training -------------------------------------------------------------------------------------
+def train_ccf_llm(bench: Bench) -> tuple[CCFLLM, Fitted]:
+    """Section 3.4: Theta_L, then Theta_E, Theta_A and Theta_G; or a strategy of Table 4."""
+    s, names = bench.settings, bench.settings.cf.split("+")
+    encoders, of_cf = zip(*(bench.encoder(name) for name in names), strict=True)
+    bench.add_lora()
+    bench.seed("fusion")
+    answers = bench.answers(HYBRID)
+    model = CCFLLM(bench.llm, answers, encoders, s.gate, s.factor, s.gate_hidden)
+    loss = pair_loss(s.k)
+    shape = {"cf": s.cf, "gate": s.gate, "factor": s.factor, "gate_hidden": s.gate_hidden}
+    what: dict[str, Any] = {**bench.lora, "k": s.k, **shape, "on": [one.id for one in of_cf]}
+    if s.stages == "joint":
+        model.train_only(adapter=True, fusion=True, encoders=s.train_encoder)
+        what |= {"stage": "ccf-llm joint", "train_encoder": s.train_encoder}
+        return model, bench.train(what, model, HYBRID, loss, s.lr)
+    if s.stage1_prompt == "plain":
+        text = TextModel(bench.llm, answers)
+        what1 = {**bench.lora, "k": s.k, "stage": "ccf-llm plain"}
+        first = bench.train(what1, text, PLAIN, loss, s.lr)
+    else:
+        model.train_only(adapter=True, fusion=False, encoders=False)
+        first = bench.train({**what, "stage": "ccf-llm 1"}, model, HYBRID, loss, s.lr)
+    if s.stages == "first":
+        return model, first
+    model.train_only(adapter=False, fusion=True, encoders=s.train_encoder)
+    what |= {"stage": "ccf-llm 2", "first": first.id, "train_encoder": s.train_encoder}
+    return model, bench.train(what, model, HYBRID, loss, s.fusion_lr)
 
 
 # --- saving -------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def sweep(
     rows, items = len(targets), len(flat[1])
     limit = LOGITS_BYTES * (16 if targets.is_cuda else 1)
     size = max(1, min(rows, limit // (4 * items * count)))
+    size = size // 16 * 16 or size  # an odd width makes the products slower
     loss = torch.empty(rows, device=targets.device)
     shares = torch.empty(rows, count, device=targets.device)
     grads = [torch.zeros_like(t) if want else None for t, want in zip(flat, wanted, strict=True)]
@@ -105,7 +106,7 @@ def sweep(
         target = targets[block, None]  # (R, 1)
         odds, own = [], []
         for states, vectors in zip(flat[::2], flat[1::2], strict=True):
-            logits = states[block] @ vectors.T  # (R, I)
+            logits = (vectors @ states[block].T).T  # (R, I); on a CPU twice as fast as h @ E.T
             top = logits.amax(1, keepdim=True)
             own.append(logits.gather(1, target).sub_(top))  # (R, 1)
             odds.append(logits.sub_(top).exp_())
@@ -132,16 +133,28 @@ def sweep(
 def sampled_nll(
     views: Sequence[View], targets: Tensor, count: int, weights: Tensor | None = None
 ) -> Tensor:
-    """`softmax_nll` over the batch's targets and `count` items drawn uniformly: (P,).
+    """`softmax_nll` with the sum over all items estimated from `count` items drawn uniformly: (P,).
 
-    A sampled softmax: cheaper and biased, since items that are targets often are also often
-    negatives. Draws from torch's generator of the device.
+    The drawn items serve all rows; of a row its own target is left out of them, and the others
+    stand for all items but the target. With every item drawn once this is the exact softmax. Draws
+    from torch's generator of the device.
     """
     items = len(views[0][1])
-    drawn = torch.randint(items, (min(count, items),), device=targets.device)
-    kept, places = torch.unique(torch.cat([targets, drawn]), return_inverse=True)
-    fewer = [(states, F.embedding(kept, vectors)) for states, vectors in views]
-    return softmax_nll(fewer, places[: len(targets)], weights)
+    if count < items:
+        drawn = torch.randint(items, (count,), device=targets.device)
+    else:
+        drawn = torch.arange(items, device=targets.device)
+    own = drawn == targets[:, None]  # (P, S)
+    each = ((items - 1) / (~own).sum(1).clamp(min=1)).log()  # (P,), what a drawn item stands for
+    log_p = []
+    for states, vectors in views:
+        at_target = (states * F.embedding(targets, vectors)).sum(1)  # (P,)
+        others = (states @ F.embedding(drawn, vectors).T).masked_fill(own, -torch.inf)
+        total = torch.logaddexp(at_target, others.logsumexp(1) + each)
+        log_p.append(at_target - total)
+    if weights is None:
+        return -log_p[0]
+    return -torch.logsumexp(torch.stack(log_p, 1) + weights.log(), 1)
 
 
 # --- the model of a row -------------------------------------------------------------------------

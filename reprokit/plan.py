@@ -29,7 +29,9 @@ NOT_REQUESTED = "not requested"
 NO_DATA = "no data"
 """In place of the fingerprint of data that a dry run does not find."""
 NO_MODEL = "no model"
-"""In place of the fingerprint of a language model that a dry run does not reach."""
+"""In place of the fingerprint of a pretrained model that a dry run does not reach."""
+STANDINS = ("none", "planted")
+"""In place of a model's name: there is none, or the synthetic world answers for it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Request:
     """0: the table's own number."""
     llm: str = ""
     """Language model of every system that has one; empty: what its settings name."""
+    text_encoder: str = ""
+    image_encoder: str = ""
+    """The same of the frozen encoders of texts and of images."""
     overrides: tuple[str, ...] = ()
     """`system.key=value`."""
     data_dir: Path = Path("data")
@@ -110,16 +115,27 @@ class Plan:
 def user_settings(
     request: Request, overrides: Mapping[str, Mapping[str, Any]], paper: str, name: str
 ) -> dict[str, Any]:
-    """What --llm and --set ask of a system; --set wins."""
-    named = PAPERS[paper].SYSTEMS[name].backbone
-    llm = {named: request.llm} if named and request.llm else {}
-    return {**llm, **overrides.get(name, {})}
+    """What --llm, --text-encoder, --image-encoder and --set ask of a system; --set wins."""
+    system: System = PAPERS[paper].SYSTEMS[name]
+    settings = {"llm": system.backbone, **system.encoders}
+    typed = {settings.get(kind, ""): model for kind, model in typed_models(request).items()}
+    return {**{key: model for key, model in typed.items() if key}, **overrides.get(name, {})}
 
 
-def model_of(run: Run) -> str:
-    """Name of the language model behind a run; empty where there is none."""
-    named = PAPERS[run.paper].SYSTEMS[run.system].backbone
-    return getattr(run.settings, named) if named else ""
+def typed_models(request: Request) -> dict[str, str]:
+    """The pretrained models that the user named, by kind."""
+    typed = {"llm": request.llm, "text": request.text_encoder, "image": request.image_encoder}
+    return {kind: name for kind, name in typed.items() if name}
+
+
+OPTIONS = {"llm": "--llm", "text": "--text-encoder", "image": "--image-encoder"}
+WORDS = {"llm": "language model", "text": "text encoder", "image": "image encoder"}
+
+
+def models_of(run: Run) -> dict[str, str]:
+    """Names of the pretrained models behind a run, by kind."""
+    system: System = PAPERS[run.paper].SYSTEMS[run.system]
+    return system.pretrained(run.settings)
 
 
 def all_tables() -> list[Table]:
@@ -163,10 +179,13 @@ def plan(request: Request) -> Plan:
         )
     picked = pick_rows(request.rows, tables)
     planner = Planner(request, parse_overrides(request.overrides, tables))
-    if request.llm and not any(system.backbone for system in systems_of(tables).values()):
-        raise RequestError(
-            f"--llm {request.llm}: no row of {', '.join(t.id for t in tables)} has a language model"
-        )
+    systems = systems_of(tables).values()
+    for kind, name in typed_models(request).items():
+        if not any(s.backbone if kind == "llm" else kind in s.encoders for s in systems):
+            raise RequestError(
+                f"{OPTIONS[kind]} {name}: no row of {', '.join(t.id for t in tables)} has "
+                f"a{'n' * (kind == 'image')} {WORDS[kind]}"
+            )
     spots = [spot for table in tables for spot in planner.spots(table, picked)]
     # Requested cells come first: what they look up also serves the others, which may not ask.
     for at in sorted(range(len(spots)), key=lambda at: not spots[at].requested):
@@ -196,9 +215,9 @@ class Planner:
         self.known: dict[tuple[str, str, bool], tuple[str, str]] = {}
         self.missing: dict[str, str] = {}
         """Requested data sets that are not here, and what to do."""
-        self.models: dict[str, tuple[str, str]] = {}
+        self.models: dict[tuple[str, str], tuple[str, str]] = {}
         self.unknown: dict[str, str] = {}
-        """Requested language models that cannot be found, and what to do."""
+        """Requested pretrained models that cannot be found, and what to do."""
         self.unreached: dict[str, str] = {}
         """The same in a dry run, which goes on without them."""
 
@@ -223,23 +242,40 @@ class Planner:
                 self.known[paper, name, read] = (NO_DATA, "") if dry else ("", str(error))
         return self.known[paper, name, read]
 
-    def backbone(self, name: str, ask: bool) -> tuple[str, str]:
-        """(fingerprint, "") of a language model, or ("", why there is none).
+    def pretrained(self, models: Mapping[str, str], ask: bool) -> tuple[str, str]:
+        """(fingerprint, "") of the pretrained models of a run, by kind, or ("", why there is none).
 
-        Only with `ask` may it be looked for on another machine. A dry run goes on without it.
+        Only with `ask` may they be looked for on another machine. A dry run goes on without them.
         """
-        if not name:
-            return "", ""
-        if name not in self.models:
-            from reprokit.backbones import identify
+        found = {kind: self.model(kind, name, ask) for kind, name in models.items()}
+        missing = next((reason for _, reason in found.values() if reason), "")
+        prints = {kind: fingerprint for kind, (fingerprint, _) in found.items()}
+        if missing or NO_MODEL in prints.values():
+            return ("", missing) if missing else (NO_MODEL, "")
+        if list(prints) == ["llm"]:
+            return prints["llm"], ""
+        return "; ".join(f"{kind} {fingerprint}" for kind, fingerprint in prints.items()), ""
 
+    def model(self, kind: str, name: str, ask: bool) -> tuple[str, str]:
+        """The same of one model. One that stands for itself, such as none, is its own name."""
+        if name in STANDINS or name.startswith("endpoint:"):
+            return name, ""
+        if (kind, name) not in self.models:
             digests = self.request.out / "fingerprints.json"
             cache = digests if digests.is_file() or not self.request.dry_run else None
+            offline = self.request.offline or not ask
             try:
-                self.models[name] = identify(name, cache, self.request.offline or not ask), ""
+                if kind == "llm":
+                    from reprokit.backbones import identify
+
+                    self.models[kind, name] = identify(name, cache, offline), ""
+                else:
+                    from reprokit.features import identify_encoder
+
+                    self.models[kind, name] = identify_encoder(name, kind, cache, offline), ""
             except RequestError as error:
-                self.models[name] = self.without_model(name, str(error), ask)
-        return self.models[name]
+                self.models[kind, name] = self.without_model(name, str(error), ask)
+        return self.models[kind, name]
 
     def without_model(self, name: str, reason: str, ask: bool) -> tuple[str, str]:
         if not ask:
@@ -263,7 +299,7 @@ class Planner:
         # Our own rows run along, but none with a language model unless it is asked for.
         systems = PAPERS[table.paper].SYSTEMS
         for own in table.sanity:
-            cheap = not (own.system and systems[own.system].backbone)
+            cheap = not (own.system and is_dear(systems[own.system]))
             lines.append((own, cheap or not picked or (table.id, own.label) in picked))
         for line, (row, requested) in enumerate(lines):
             for name in published.header[published.n_labels :]:
@@ -303,8 +339,7 @@ class Planner:
             settings = system.configure(dataset, self.request.preset, chosen)
         except ValueError as error:
             raise RequestError(f"settings of {name} on {dataset}: {error}") from None
-        model = getattr(settings, system.backbone) if system.backbone else ""
-        backbone, missing = self.backbone(model, read)
+        backbone, missing = self.pretrained(system.pretrained(settings), read)
         if missing:
             return (), missing
         run = Run(
@@ -327,6 +362,11 @@ class Planner:
         if self.request.preset == "demo":
             own = min(own, table.demo_seeds)
         return self.request.seeds or own
+
+
+def is_dear(system: System) -> bool:
+    """Whether a row of ours stays away unless it is asked for."""
+    return bool(system.backbone)
 
 
 def dataset_of(spot: Spot) -> str:
@@ -454,9 +494,14 @@ def downloads(planned: Plan) -> list[str]:
 
 
 def model_downloads(planned: Plan) -> Iterator[str]:
-    """The language models of the requested runs that are not on this machine."""
-    for name in dict.fromkeys(model_of(run) for run in planned.wanted):
-        if not name:
+    """The pretrained models of the requested runs that are not on this machine."""
+    named = dict.fromkeys(item for run in planned.wanted for item in models_of(run).items())
+    for kind, name in named:
+        if name in STANDINS or name.startswith("endpoint:"):
+            continue
+        if kind != "llm":
+            if name in planned.unreached:
+                yield f"{name} (size not known): {planned.unreached[name]}"
             continue
         from reprokit.sizes import download_bytes
 

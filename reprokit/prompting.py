@@ -18,6 +18,7 @@ Shapes: B rows, T tokens, H width of the language model, D width of the CF model
 
 from __future__ import annotations
 
+import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -207,6 +208,26 @@ def tokenise(tokenizer: Any, titles: Sequence[str], backbone: str, folder: Path)
     return Vocabulary(tokenizer, tokens, starts, len(np.unique(owners)) if unk is not None else 0)
 
 
+def check_titles(
+    vocabulary: Vocabulary, template: Sequence[str], titles: Sequence[str], limit: int
+) -> None:
+    """Refuse, before anything is trained, a limit that some title's prompt cannot keep.
+
+    Raises RequestError where the longest title does not fit beside the words of the template.
+    """
+    sizes = np.diff(vocabulary.starts)
+    item = np.array([np.argmax(sizes)])
+    alone = Prompts(vocabulary, template, item, item, np.zeros((1, 0), int), limit=sys.maxsize)
+    need = int(alone.lengths[0])
+    if need > limit:
+        title = " ".join(titles[item[0]].split())
+        title = title if len(title) <= 80 else f"{title[:80]}..."
+        raise RequestError(
+            f"the title '{title}' has {int(sizes[item[0]])} tokens, and a prompt about it {need} "
+            f"without any liked title, more than the limit of {limit}: raise max_tokens to {need}"
+        )
+
+
 # --- prompts ------------------------------------------------------------------------------------
 class Prompts:
     """Prompts of R rows, as matrices of piece numbers; tokens are put together per batch.
@@ -218,8 +239,8 @@ class Prompts:
         histories: (R, L) item ids, oldest first, left-padded with 0.
         recent: (R, M) the history that CF models read, left-padded with 0; may be wider.
         similar: (R, K) item ids for `SIMILAR`.
-        limit: most tokens of a prompt, give or take a comma. Longer ones lose their last similar
-            titles, then their oldest liked ones, never the question or the cue; `shortened` and
+        limit: most tokens of a prompt. Longer ones lose their last similar titles, then their
+            oldest liked ones, as few as will do, never the question or the cue; `shortened` and
             `dropped` count them.
 
     Raises RequestError where a prompt is too long without any title to drop.
@@ -277,29 +298,39 @@ class Prompts:
     def _shorten(
         self, histories: np.ndarray, similar: np.ndarray | None, limit: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Drop titles until every prompt fits."""
+        """Drop the fewest titles that make every prompt fit."""
         similar = np.zeros((len(self), 0), np.int64) if similar is None else similar
         if SIMILAR not in self.template:
             similar = similar[:, :0]
-        comma = self.sizes[self.number[","]]
-        fixed = sum(self.sizes[self.number[s]] for s in self.template if s in self.number)
-        fixed = fixed + self.sizes[self.number["<bos>"]] + self.sizes[self.targets]  # (R,)
-        fixed = fixed + self.sizes[self.number[NOTHING]] * (1 + bool(similar.shape[1]))
-        if (fixed > limit).any():
-            row = int(np.argmax(fixed))
-            raise RequestError(
-                f"a prompt takes {int(fixed[row])} tokens without any liked title, more than the "
-                f"limit of {limit}: raise max_tokens (its item has id {int(self.targets[row])})"
-            )
+        words = [s for s in self.template if s in self.number] + ["<bos>"]
+        fixed = self.sizes[[self.number[s] for s in words]].sum() + self.sizes[self.targets]  # (R,)
         # What is dropped last comes first: newest titles, then similar items in their order.
         both = np.concatenate([histories[:, ::-1], similar], axis=1)
-        need = np.cumsum(np.where(both > 0, self.sizes[both] + comma, 0), axis=1)
-        fits = (fixed[:, None] + need <= limit) | (both == 0)
-        self.shortened = int((~fits).any(axis=1).sum())
-        self.dropped = int((~fits).sum())
-        kept = np.where(fits, both, 0)
         width = histories.shape[1]
+        liked = self._list_sizes(both[:, :width])
+        more = self._list_sizes(both[:, width:]) * (SIMILAR in self.template)
+        lists = np.concatenate([liked + more[:, :1], liked[:, -1:] + more[:, 1:]], axis=1)
+        fits = fixed[:, None] + lists <= limit  # (R, columns + 1): with the first 0, 1, ... of them
+        if not fits.any(axis=1).all():
+            row = int(np.argmax(np.where(fits.any(axis=1), 0, fixed + lists[:, 0])))
+            raise RequestError(
+                f"a prompt takes {int(fixed[row] + lists[row, 0])} tokens without any liked title, "
+                f"more than the limit of {limit}: raise max_tokens (its item has id "
+                f"{int(self.targets[row])})"
+            )
+        cut = np.argmax(fits[:, ::-1], axis=1)  # columns, from the last on: (R,)
+        lost = np.arange(both.shape[1]) >= both.shape[1] - cut[:, None]
+        self.shortened = int((lost & (both > 0)).any(axis=1).sum())
+        self.dropped = int((lost & (both > 0)).sum())
+        kept = np.where(lost, 0, both)
         return kept[:, :width][:, ::-1], kept[:, width:]
+
+    def _list_sizes(self, titles: np.ndarray) -> np.ndarray:
+        """Tokens of a list with its first 0, 1, ... columns alone: (R, C) -> (R, C + 1)."""
+        comma, nothing = (self.sizes[self.number[text]] for text in (",", NOTHING))
+        each = np.where(titles > 0, self.sizes[titles] + comma, 0)
+        total = np.pad(each.cumsum(axis=1), ((0, 0), (1, 0)))
+        return np.where(total > 0, total - comma, nothing)
 
     def _pieces(
         self, segments: Sequence[str], histories: np.ndarray, similar: np.ndarray, bos: bool = False

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from reprokit import figures
+from reprokit.click import REUSED
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import NO_DATA, NO_MODEL, NOT_BUILT, PAPERS, Plan, Spot
@@ -75,7 +76,7 @@ class Outcome:
 def execute(planned: Plan, quiet: bool = False) -> Outcome:
     """Execute what the store does not have. A failed run is recorded and the others go on.
 
-    Raises RequestError where going on makes no sense, such as results that cannot be written.
+    Raises RequestError where no run can start, since results cannot be written.
     """
     request, store = planned.request, Store(planned.request.out)
     wanted = planned.wanted
@@ -103,8 +104,6 @@ def execute(planned: Plan, quiet: bool = False) -> Outcome:
                 continue
             try:
                 result = execute_one(planned, run, store, progress, fresh, write=first)
-            except RequestError:
-                raise
             except Unavailable as error:  # raised by all processes alike
                 outcome.unavailable[run.id] = reason = " ".join(str(error).split())
                 progress.end_run(f"not made: {reason}")
@@ -137,9 +136,12 @@ def check_writable(*folders: Path) -> None:
 
 
 def record_failure(store: Store, run: Run, error: Exception) -> str:
-    """Keep the traceback beside the results; returns the reason in one line."""
-    if isinstance(error, DataError):
-        return str(error)
+    """Keep the traceback beside the results; returns the reason in one line.
+
+    An error that says what to do needs no traceback.
+    """
+    if isinstance(error, DataError | RequestError):
+        return " ".join(str(error).split())
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     where = store.path(run, ".error.txt")
     try:
@@ -218,7 +220,7 @@ class Forecast:
     run: Run
     cached: bool
     measured: float | None
-    """Seconds that a finished run with another seed took."""
+    """Seconds that a finished run with another seed took, if it trained all of its stages."""
     estimate: Estimate | None
     """Upper bounds; None where the size of its language model is not known."""
 
@@ -246,8 +248,10 @@ class Forecast:
 
 def forecast(planned: Plan) -> list[Forecast]:
     store = Store(planned.request.out)
-    times = store.times()
-    lines = []
+    times, lines = store.times(), []
+    stored = {run: store.load(run) for run in planned.runs}
+    # Where an earlier run had trained a stage, a run of another seed may take longer.
+    shorter = {run.kind for run, one in stored.items() if one and one["data"].get(REUSED)}
     for run in planned.wanted:
         system: System = PAPERS[run.paper].SYSTEMS[run.system]
         source: Source = PAPERS[run.paper].DATASETS[run.dataset]
@@ -255,8 +259,9 @@ def forecast(planned: Plan) -> list[Forecast]:
             estimate = system.estimate(run.settings, source.sizes)
         except RequestError:  # says that the model's size is not known, as its download does
             estimate = None
-        cached = store.load(run) is not None and not planned.request.fresh
-        lines.append(Forecast(run, cached, times.get(run.kind), estimate))
+        cached = stored[run] is not None and not planned.request.fresh
+        measured = None if run.kind in shorter else times.get(run.kind)
+        lines.append(Forecast(run, cached, measured, estimate))
     return lines
 
 

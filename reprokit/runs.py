@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -80,7 +80,7 @@ class Run:
     precision: str = "no"
     """Mixed precision of the launch configuration."""
     backbone: str = ""
-    """Fingerprint of the pretrained model behind it; empty where there is none."""
+    """Fingerprint of the pretrained models behind it; empty where there are none."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -159,6 +159,10 @@ class System:
     """Why a data set or a preset has settings of its own."""
     backbone: str = ""
     """Name of the setting that names a language model; empty where there is none."""
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """By kind of a frozen encoder, "text" or "image": the setting that names it."""
+    reads: Callable[[Any], Collection[str]] | None = None
+    """Which of "llm", "text" and "image" a run with some settings reads; None: all named."""
     by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ by language model; they win over the preset's."""
 
@@ -170,6 +174,13 @@ class System:
     def of_backbone(self, preset: str, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
         name = {**self.presets.get(preset, {}), **chosen}.get(self.backbone, "")
         return self.by_backbone.get(name, {})
+
+    def pretrained(self, settings: Any) -> dict[str, str]:
+        """Names of the pretrained models behind a run, by "llm", "text" or "image"."""
+        named = {"llm": self.backbone} if self.backbone else {}
+        named |= self.encoders
+        read = named if self.reads is None else self.reads(settings)
+        return {kind: getattr(settings, key) for kind, key in named.items() if kind in read}
 
     def is_seeded(self, settings: Any) -> bool:
         return self.seeded if isinstance(self.seeded, bool) else self.seeded(settings)

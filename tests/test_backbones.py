@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from reprokit import backbones
-from reprokit.backbones import add_lora, identify, load, merged, unknown_tokens
+from reprokit.backbones import add_lora, choose_dtype, identify, load, merged
 from reprokit.homemade import RECIPES, SCRATCH, TINY, build_tokenizer
 from reprokit.runs import RequestError
 from reprokit.sizes import download_bytes, size_of
@@ -400,6 +400,16 @@ def test_a_choice_that_cannot_be_is_one_line(
         load("llama", str(llama), **arguments)
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_bfloat16_where_the_card_itself_has_it(has: bool, monkeypatch: pytest.MonkeyPatch):
+    """Older cards emulate it, slowly."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation
+    )
+    wanted = torch.bfloat16 if has else torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) == wanted
+
+
 def test_dtype_and_attention_can_be_chosen(llama: Path):
     plain = load("llama", str(llama)).model
     eager = load("llama", str(llama), attention="eager").model
@@ -559,11 +569,3 @@ def test_merging_without_an_adapter_does_nothing(llama: Path):
     with merged(model):
         assert torch.equal(logits(model), expected)
     assert same(state(model), before)
-
-
-def test_texts_with_unknown_tokens_are_counted():
-    tokenizer = spm_like()
-    assert unknown_tokens(tokenizer, ["The Red Storm", "七人の侍", "Amélie", "Drama"]) == 2
-    assert unknown_tokens(tokenizer, []) == 0
-    tokenizer.unk_token = None
-    assert unknown_tokens(tokenizer, ["七人の侍"]) == 0

@@ -15,19 +15,23 @@ import pytest
 from conftest import DATA, needs
 from sklearn.metrics import roc_auc_score
 
-from reprokit import bench, ccf_llm, click, data
+from reprokit import bench, ccf_llm, click, data, inspection
 from reprokit.ccf_llm import SYSTEMS
 from reprokit.click import click_metrics
 from reprokit.data import load_click_data
 from reprokit.progress import Progress
-from reprokit.runs import Job, Result, Run, Store, Unavailable
+from reprokit.runs import Job, RequestError, Result, Run, Store, Unavailable
 
 
-def execute(system: str, dataset: str, data_dir: Path, tmp_path: Path, **chosen: Any) -> Result:
+def job_of(system: str, dataset: str, data_dir: Path, tmp_path: Path, **chosen: Any) -> Job:
     preset = "demo" if dataset.startswith("demo-") else "small"
     settings = SYSTEMS[system].configure(dataset.removeprefix("demo-"), preset, chosen)
     run = Run("ccf_llm", system, dataset, settings, 0, "", backbone=chosen.get("llm", ""))
-    return SYSTEMS[system].execute(Job(run, data_dir, tmp_path, 20, Progress(quiet=True)))
+    return Job(run, data_dir, tmp_path, 20, Progress(quiet=True))
+
+
+def execute(system: str, dataset: str, data_dir: Path, tmp_path: Path, **chosen: Any) -> Result:
+    return SYSTEMS[system].execute(job_of(system, dataset, data_dir, tmp_path, **chosen))
 
 
 SHORT = {"max_epochs": 1, "epoch_rows": 64, "batch_size": 16, "valid_rows": 64, "history": 2}
@@ -177,6 +181,94 @@ def test_every_setting_has_a_reason():
                 system.configure(dataset, preset, {})
 
 
+@pytest.mark.parametrize(
+    ("system", "wrong"),
+    [
+        *(("tallrec", {name: -1}) for name in ("micro_batch", "warmup", "valid_rows")),
+        *(("tallrec", {name: -0.1}) for name in ("weight_decay", "lr_floor", "clip")),
+        *(("collm", {name: 0}) for name in ("lr", "fusion_lr", "factor")),
+        ("prompt", {"similar": 0}),
+        ("tallrec", {"schedule": "linear"}),
+        ("tallrec", {"dtype": "half"}),
+        ("tallrec", {"attention": "flash"}),
+        ("ccf-llm", {"cf": "mf+mf"}),
+        ("ccf-llm", {"cf": "mf+"}),
+        ("ccf-llm", {"cf": "mf+lightgcn+sasrec"}),
+    ],
+    ids=str,
+)
+def test_settings_of_rows_with_a_language_model_refuse_what_cannot_be_in_one_line(
+    system: str, wrong: dict[str, Any]
+):
+    ((name, value),) = wrong.items()
+    with pytest.raises(
+        ValueError, match=rf"^{name} (is out of range, got {value}|must be one .*)$"
+    ):
+        SYSTEMS[system].configure("ml-1m", "paper", wrong)
+
+
+STEPS = ("lr", "fusion_lr", "batch_size", "micro_batch", "max_tokens", "clip")
+
+
+@pytest.mark.parametrize(
+    ("system", "dataset", "preset", "wanted"),
+    [
+        ("tallrec", "ml-1m", "paper", (1e-3, None, 32, 4, 1024, 0)),
+        ("softprompt", "ml-1m", "paper", (1e-4, None, 32, 4, 1024, 0)),
+        ("collm", "ml-1m", "paper", (1e-3, 1e-3, 32, 4, 1024, 0)),
+        ("ccf-llm", "ml-1m", "paper", (1e-4, 1e-4, 12, 3, 700, 1)),
+        ("prompt", "ml-1m", "paper", (1e-4, None, 12, 3, 700, 1)),
+        ("tallrec", "amazon-book", "paper", (1e-4, None, 16, 4, 1024, 0)),
+        ("softprompt", "amazon-book", "paper", (1e-2, None, 16, 4, 1024, 0)),
+        ("collm", "amazon-book", "paper", (1e-4, 1e-4, 16, 4, 1024, 0)),
+        ("ccf-llm", "amazon-book", "paper", (1e-4, 1e-4, 12, 3, 700, 1)),
+        ("tallrec", "ml-1m", "small", (1e-3, None, 32, 0, 700, 1)),
+        ("softprompt", "ml-1m", "small", (1e-3, None, 32, 0, 700, 1)),
+        ("collm", "amazon-book", "small", (1e-3, 3e-3, 32, 0, 700, 1)),
+        ("tallrec", "ml-1m", "demo", (5e-3, None, 64, 0, 700, 1)),
+        ("softprompt", "amazon-book", "demo", (5e-3, None, 64, 0, 700, 1)),
+        ("collm", "ml-1m", "demo", (5e-3, 5e-3, 64, 0, 700, 1)),
+    ],
+)
+def test_rows_copied_from_collm_take_its_steps_on_each_data_set_and_other_presets_their_own(
+    system: str, dataset: str, preset: str, wanted: tuple[Any, ...]
+):
+    settings = SYSTEMS[system].configure(dataset, preset, {})
+    assert tuple(getattr(settings, name, None) for name in STEPS) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "stands_in"),
+    [
+        ("lmsys/vicuna-7b-v1.3", False),
+        ("lmsys/vicuna-7b-v1.3@0123abc", False),
+        ("/models/vicuna-7b-v1.3", False),
+        ("./Vicuna-7B/", False),
+        ("lmsys/vicuna-7b-v1.5", True),
+        ("/models/vicuna-7b-v1.5-16k", True),
+        ("lmsys/vicuna-13b-v1.3", True),
+    ],
+)
+def test_a_vicuna_7b_made_from_llama_1_is_no_deviation_wherever_it_lies(name: str, stands_in: bool):
+    one: Any = object.__new__(bench.Bench)
+    one.settings = SYSTEMS["tallrec"].configure("ml-1m", "paper", {"llm": name})
+    assert one.deviations == ((f"{name} in place of Vicuna-7B",) if stands_in else ())
+
+
+def test_texts_under_the_tables_hold_in_every_preset():
+    settings = [SYSTEMS["ccf-llm"].configure("ml-1m", name, {}) for name in ("demo", "paper")]
+    assert all(getattr(settings[0], n) == 0 < getattr(settings[1], n) for n in ("cf_dim", "warmup"))
+    assert settings[0].history < settings[1].history == 10
+    said = " ".join(
+        text
+        for table in ccf_llm.TABLES
+        for text in (*(text for _, text in table.protocol), *table.open_points)
+    )
+    for claim in ("ten most recent", "have width 128", "chosen sizes", "have CoLLM's widths"):
+        assert claim not in said
+    assert "by mistake; ours is" not in said
+
+
 # --- rows with a language model -----------------------------------------------------------------
 LLM_ROWS = [
     ("tallrec", {}),
@@ -212,6 +304,93 @@ def test_every_row_with_a_language_model_runs_and_says_what_stood_in(
     assert result.selection["split"] == (None if zero_shot else "valid")
 
 
+def bench_of(system: str, tmp_path: Path, *templates: Any, **chosen: Any) -> bench.Bench:
+    job = job_of(system, "demo-ml-1m", tmp_path, tmp_path, **SHORT, **chosen)
+    return bench.Bench(job, *templates)
+
+
+def test_stages_of_another_precision_are_other_stages(tmp_path: Path, few: Any):
+    """ "auto" is bfloat16 on one machine and float32 on another."""
+    kinds = ("auto", "float32", "bfloat16")
+    readings = [bench_of("tallrec", tmp_path, dtype=kind).reading for kind in kinds]
+    assert readings[0] == readings[1] != readings[2]
+    assert readings[0]["dtype"] == "torch.float32"
+
+
+def test_the_clip_of_the_settings_is_that_of_the_training(
+    tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from reprokit import training
+
+    clips: list[float] = []
+
+    def noted(*given: Any, **_: Any) -> Any:
+        clips.append(given[8].clip)
+        raise Unavailable("that was all")
+
+    monkeypatch.setattr(training, "stage", noted)
+    for clip in (0.0, 0.25):
+        with pytest.raises(Unavailable, match="that was all"):
+            execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT, clip=clip)
+    assert clips == [0.0, 0.25]
+
+
+def test_a_title_too_long_for_the_limit_is_named_before_anything_is_trained(
+    tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch
+):
+    titles = list(few.titles)
+    titles[few.test.items[0]] = "A Very Long Night " * 100
+    changed = dataclasses.replace(few, titles=titles)
+    monkeypatch.setattr(click, "load_click_data", lambda *_: changed)
+    with pytest.raises(RequestError, match=r"'A Very Long Night A .* limit of 200: raise max_tok"):
+        execute("collm", "demo-ml-1m", tmp_path, tmp_path, **SHORT, cf="mf", max_tokens=200)
+    assert not (tmp_path / "stages").exists()
+
+
+def test_an_untrained_model_is_scored_in_the_precision_of_the_launch(
+    tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from accelerate.state import AcceleratorState
+
+    from reprokit.prompting import PLAIN, TextModel
+
+    seen = []
+
+    class Watched(TextModel):
+        def score(self, **inputs: Any) -> Any:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().score(**inputs)
+
+    for precision in ("bf16", "no"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        AcceleratorState._reset_state()
+        try:
+            one = bench_of("prompt", tmp_path, PLAIN)
+            model = Watched(one.llm, one.answers(PLAIN))
+            prompts = one.prompts(one.data, bench.sample(one.data.valid, 4), PLAIN, None)
+            bench.scored(model, one.untrained(model).predict, prompts)
+        finally:
+            AcceleratorState._reset_state()
+    assert seen == [True, False]
+
+
+def test_sasrec_inside_a_prompt_reads_as_many_items_as_its_settings_say(
+    tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from reprokit.prompting import HYBRID
+
+    real = bench.cf_settings
+    longer = lambda run, kind: dataclasses.replace(real(run, kind), max_len=40)  # noqa: E731
+    monkeypatch.setattr(bench, "cf_settings", longer)
+    for cf, wanted in (("sasrec", 40), ("mf+sasrec", 40), ("mf", 0)):
+        one = bench_of("ccf-llm", tmp_path, HYBRID, cf=cf)
+        prompts = one.prompts(one.data, few.test, HYBRID, None)
+        assert prompts.recent.shape == (len(few.test), wanted)
+        every = np.arange(len(few.test))
+        np.testing.assert_array_equal(prompts.recent, few.histories(few.test, every, wanted))
+
+
 def test_collm_starts_from_the_stage_that_tallrec_trained(tmp_path: Path, few: Any):
     execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
     before = {path.name: path.read_bytes() for path in (tmp_path / "stages").iterdir()}
@@ -230,6 +409,18 @@ def test_kept_stages_change_no_score(tmp_path: Path, few: Any):
         np.testing.assert_array_equal(
             first.predictions["test/scores"], run.predictions["test/scores"]
         )
+    assert [run.data["stages reused"] for run in (first, again, other)] == [0, 3, 0]
+
+
+def stage(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a stage is made of, and its weights; without where and when it was made."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["reprokit"])
+        weights = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+    del header["provenance"]
+    return header, weights
 
 
 def test_no_stage_sees_a_test_label(tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch):
@@ -249,16 +440,16 @@ def test_no_stage_sees_a_test_label(tmp_path: Path, few: Any, monkeypatch: pytes
     execute("ccf-llm", "demo-ml-1m", tmp_path, tmp_path / "b", **SHORT, cf="sasrec")
     stages = [sorted((tmp_path / name / "stages").glob("*.safetensors")) for name in "ab"]
     assert [path.name for path in stages[0]] == [path.name for path in stages[1]]
-    assert [path.read_bytes() for path in stages[0]] == [path.read_bytes() for path in stages[1]]
+    assert [stage(path) for path in stages[0]] == [stage(path) for path in stages[1]]
 
 
 def test_a_damaged_stage_is_made_again(tmp_path: Path, few: Any):
     first = execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
     (kept,) = (tmp_path / "stages").iterdir()
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole, content = stage(kept), kept.read_bytes()
+    kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     again = execute("tallrec", "demo-ml-1m", tmp_path, tmp_path, **SHORT)
-    assert kept.read_bytes() == whole
+    assert stage(kept) == whole
     np.testing.assert_array_equal(
         first.predictions["test/scores"], again.predictions["test/scores"]
     )
@@ -268,7 +459,7 @@ def test_a_damaged_stage_is_made_again(tmp_path: Path, few: Any):
 def test_a_checkpoint_of_each_family_runs_by_its_path(family: str, tmp_path: Path, few: Any):
     import transformers
 
-    from reprokit import bench, homemade, prompting
+    from reprokit import homemade, prompting
 
     source, _ = homemade.prepare(
         "tiny", bench.item_texts(few), prompting.frame(), tmp_path, wholes=prompting.wholes()
@@ -298,7 +489,7 @@ def test_the_ten_items_of_the_prompt_are_those_that_mf_ranks_highest(tmp_path: P
 
     torch.manual_seed(0)
     model = MF(few.n_users, few.n_items, 8, 1.0)
-    found = ccf_llm.best_items(model, few, 10)
+    found = bench.best_items(model, few, 10)
     users, items = (vectors.detach().numpy() for vectors in model.vectors())
     pool = np.unique(few.test.items)
     for user in (1, 7, few.n_users - 1):
@@ -309,7 +500,7 @@ def test_the_ten_items_of_the_prompt_are_those_that_mf_ranks_highest(tmp_path: P
 @needs("ml-1m/ratings.dat", "ml-1m/movies.dat")
 def test_table_5_finds_its_user_by_content():
     loaded = load_click_data("ml-1m", DATA)
-    at, found = ccf_llm.case_rows(loaded)
+    at, found = inspection.case_rows(loaded)
     assert found
     assert [loaded.titles[item].split(" (")[0] for item in loaded.test.items[at]] == [
         "Deconstructing Harry",
@@ -342,9 +533,9 @@ def test_figure_4_puts_three_kinds_of_vectors_on_a_plane(tmp_path: Path, few: An
 def test_nearest_agree_knows_clouds_apart_mixed_and_twins():
     rng = np.random.default_rng(0)
     one, two = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
-    assert ccf_llm.nearest_agree(one, two + 100) == 1.0
-    assert ccf_llm.nearest_agree(one, two) == pytest.approx(0.5, abs=0.08)
-    assert ccf_llm.nearest_agree(one, one + 1e-6) == 0.0
+    assert inspection.nearest_agree(one, two + 100) == 1.0
+    assert inspection.nearest_agree(one, two) == pytest.approx(0.5, abs=0.08)
+    assert inspection.nearest_agree(one, one + 1e-6) == 0.0
 
 
 # --- the closed-source rows ---------------------------------------------------------------------
@@ -418,9 +609,16 @@ def test_without_a_key_nothing_is_sent_and_the_row_says_so(
     assert chat_server == []
 
 
+@pytest.mark.parametrize("key", ["secret", "", "not a key"])
 def test_tuning_a_closed_model_writes_the_providers_file_and_asks_for_its_name(
-    tmp_path: Path, few: Any, chat_server: list[dict[str, Any]]
+    key: str,
+    tmp_path: Path,
+    few: Any,
+    chat_server: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("REPROKIT_API_KEY", key)
     with pytest.raises(Unavailable, match="tuned_model"):
         execute("chat", "demo-ml-1m", tmp_path, tmp_path, tuned=True, with_cf=True)
     (path,) = (tmp_path / "calls").glob("finetune-*.jsonl")

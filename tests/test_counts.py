@@ -200,11 +200,11 @@ def test_cdsr_refuses_the_earlier_release_by_name(tmp_path: Path) -> None:
 
 
 def test_cdsr_names_the_line_that_is_no_sequence(tmp_path: Path) -> None:
-    cdsr_folder(tmp_path, valid=sequence((0, 1)) + "\n5\t8\tno event\n")
+    cdsr_folder(tmp_path, valid=sequence((0, 1), (3, 2)) + "\n5\t8\tno event\n")
     with pytest.raises(DataError, match=r"validdata_new\.txt, line 2: not a row of events"):
         count("cdsr-food-kitchen", tmp_path)
-    cdsr_folder(tmp_path, test=sequence((5, 1)) + "\n")
-    with pytest.raises(DataError, match=r"testdata_new\.txt: a target outside the 5 items"):
+    cdsr_folder(tmp_path, test=sequence((0, 1), (5, 2)) + "\n")
+    with pytest.raises(DataError, match=r"testdata_new\.txt, line 1: item 5 is outside the 5 item"):
         count("cdsr-food-kitchen", tmp_path)
 
 

@@ -130,9 +130,10 @@ def at(server: Server, record: Path, **more: Any) -> Endpoint:
 def test_replies_keep_the_order_when_the_first_question_takes_longest(server, record):
     questions = [str(number) for number in range(12)]
     server.pauses = {text: 0.02 * (12 - int(text)) for text in questions}
-    replies = at(server, record, workers=4).ask(talk(*questions))
+    server.together = threading.Barrier(2)  # no answer before two requests are here
+    replies = at(server, record, workers=4, retries=0).ask(talk(*questions))
     assert replies == [Reply(f"re: {text}", "gpt-2024-01-01", False) for text in questions]
-    assert 1 < server.busiest <= 4
+    assert 2 <= server.busiest <= 4
 
 
 def test_equal_conversations_are_asked_once_and_every_request_carries_the_settings(server, record):
@@ -203,7 +204,7 @@ def test_a_server_error_is_tried_again(server, record):
 
 @pytest.mark.parametrize(
     ("status", "told"),
-    [(400, "context too long"), (401, "REPROKIT_API_KEY"), (403, "region"), (404, "no model gpt")],
+    [(400, "context too long"), (401, "key that is valid"), (403, "region"), (404, "no model gpt")],
 )
 def test_a_refusal_stops_at_once_with_one_line_and_keeps_earlier_replies(
     server, record, status, told
@@ -217,6 +218,26 @@ def test_a_refusal_stops_at_once_with_one_line_and_keeps_earlier_replies(
     assert ("it says" in line) == (status != 401)  # there, servers quote parts of the key
     assert len(server.asked) == 3
     assert texts(Endpoint("gpt", record).ask(talk("a", "b"))) == ["re: a", "re: b"]
+
+
+@pytest.mark.parametrize("variable", ["REPROKIT_API_KEY", "OPENAI_API_KEY"])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(401, "was refused, set it to a key that is valid at 127.0.0.1"), (403, "has access to gpt")],
+)
+def test_a_rejected_key_is_asked_with_once_and_named_by_its_variable(
+    server, record, monkeypatch, variable, status, told
+):
+    for name in ("REPROKIT_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, KEY)
+    monkeypatch.setenv("REPROKIT_API_BASE", server.url)
+    server.refuses = {"a": (status, "go away")}
+    with pytest.raises(RequestError) as caught:
+        Endpoint.from_environment("gpt", record).ask(talk("a"))
+    line = str(caught.value)
+    assert variable in line and told in line and "\n" not in line
+    assert len(server.asked) == 1
 
 
 def test_replies_under_way_when_a_fault_comes_are_kept(server, record):

@@ -351,6 +351,17 @@ def test_a_frozen_encoder_has_no_dropout_and_no_gradient(trained: bool, click_da
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_every_weight_that_is_trained_has_a_gradient(gate: str, click_data: CTRData):
+    """Several processes wait for the gradient of each."""
+    model = ccf_llm(click_data, "mf", gate)
+    model.train_only(adapter=False, fusion=True, encoders=True)
+    prompts = prompts_of(click_data, HYBRID)
+    inputs = prompts.batch(np.arange(ROWS))
+    pair_loss()(model, labels_of(click_data), **inputs).mean().backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
 def test_a_frozen_graph_is_propagated_once_and_a_trained_one_after_every_step(click_data: CTRData):
     model, prompts = ccf_llm(click_data, "lightgcn"), prompts_of(click_data, HYBRID)
     first = scores(model, prompts)

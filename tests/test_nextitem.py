@@ -66,13 +66,22 @@ def test_a_frozen_table_gets_no_gradient():
     assert frozen.grad is None
 
 
-def test_a_sampled_softmax_of_all_items_is_the_exact_one(monkeypatch):
-    pairs, targets = views(1)
-    monkeypatch.setattr(torch, "randint", lambda n, size, device: torch.arange(size[0]) % n)
-    sampled = sampled_nll(pairs, targets, 11)
-    torch.testing.assert_close(sampled, softmax_nll(pairs, targets))
-    fewer = sampled_nll(pairs, targets, 2)
-    assert (fewer < sampled).all()  # fewer items to lose against
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_sampled_softmax_of_all_items_is_the_exact_one(count):
+    pairs, targets = views(count)
+    weights = torch.tensor([0.5, 0.3, 0.2]) if count > 1 else None
+    exact = softmax_nll(pairs, targets, weights)
+    torch.testing.assert_close(sampled_nll(pairs, targets, 11, weights), exact)
+
+
+def test_a_sampled_softmax_estimates_the_sum_over_all_items_without_bias():
+    (pair,), targets = views(1, rows=3, items=50)
+    exact = softmax_nll([pair], targets)
+    own = (pair[0] * pair[1][targets]).sum(1)
+    sums = [(sampled_nll([pair], targets, 10) + own).exp().detach() for _ in range(4000)]
+    torch.testing.assert_close(
+        torch.stack(sums).mean(0), (exact + own).exp().detach(), rtol=0.05, atol=0
+    )
 
 
 def test_blocks_hold_no_more_logits_than_allowed(monkeypatch):
@@ -85,10 +94,10 @@ def test_blocks_hold_no_more_logits_than_allowed(monkeypatch):
         return out
 
     pairs, targets = views(2, rows=50, items=40)
-    monkeypatch.setattr(nextitem, "LOGITS_BYTES", 4 * 40 * 2 * 8)  # 8 rows of both views
+    monkeypatch.setattr(nextitem, "LOGITS_BYTES", 4 * 40 * 2 * 16)  # 16 rows of both views
     monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
     softmax_nll(pairs, targets, torch.tensor([0.5, 0.5]))
-    assert {shape for shape in seen if shape[1] == 40} == {(8, 40), (2, 40)}
+    assert {shape for shape in seen if shape[0] == 40} == {(40, 16), (40, 2)}
 
 
 def test_rank_counts_give_the_ranks_of_the_metrics():

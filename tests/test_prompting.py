@@ -41,6 +41,7 @@ from reprokit.prompting import (
     Vocabulary,
     answer_loss,
     answer_tokens,
+    check_titles,
     encode_inside,
     frame,
     plain_ids,
@@ -391,15 +392,14 @@ def test_the_limit_takes_the_oldest_titles_and_nothing_else(limit: int, click_da
     histories[np.arange(10) < rng.integers(0, 11, 200)[:, None]] = 0
     targets = rng.integers(1, 31, 200)
     prompts = Prompts(vocabulary_of(byte_level()), PLAIN, targets, targets, histories, limit=limit)
-    spare = len(byte_level().encode(", unknown", add_special_tokens=False))
     given = [[item for item in row if item] for row in histories.tolist()]
     kept = [kept_titles(prompts, row)[:-1] for row in range(200)]
     for row, (items, left) in enumerate(zip(given, kept, strict=True)):
         lost = len(items) - len(left)
         assert left == items[lost:]  # the newest
         assert prompts.lengths[row] == len(places(PLAIN, left, targets[row])) <= limit
-        if lost:  # one more does not fit, give or take a comma and the word for none
-            assert len(places(PLAIN, items[lost - 1 :], targets[row])) > limit - spare
+        if lost:  # one more does not fit
+            assert len(places(PLAIN, items[lost - 1 :], targets[row])) > limit
         assert prompts.text(row).startswith("<s>" + LIKED)
         assert prompts.text(row).endswith(f" {TITLES[targets[row]]}{PLAIN[-1]}")
     assert prompts.dropped == sum(map(len, given)) - sum(map(len, kept))
@@ -407,10 +407,32 @@ def test_the_limit_takes_the_oldest_titles_and_nothing_else(limit: int, click_da
     assert (prompts.shortened == 0) == (limit == 700)
 
 
+@pytest.mark.parametrize("template", [PLAIN, WITH_CF])
+def test_a_prompt_as_long_as_the_limit_keeps_every_title(template: tuple[str, ...]):
+    one, histories, similar = np.array([20]), np.array([[0, 10, 11]]), np.array([[13, 14]])
+
+    def prompts(limit: int) -> Prompts:
+        return Prompts(
+            vocabulary_of(byte_level()), template, one, one, histories, None, similar, limit
+        )
+
+    whole = int(prompts(700).lengths[0])
+    exact, less = prompts(whole), prompts(whole - 1)
+    assert (exact.shortened, exact.dropped, int(exact.lengths[0])) == (0, 0, whole)
+    assert (less.shortened, less.dropped) == (1, 1)
+    # Without a title, a list is one word.
+    bare = Prompts(vocabulary_of(byte_level()), template, one, one, np.zeros((1, 0), int))
+    least = int(bare.lengths[0])
+    assert int(prompts(least).lengths[0]) == least and prompts(least).text(0) == bare.text(0)
+    with pytest.raises(RequestError, match=f"takes {least} tokens"):
+        prompts(least - 1)
+
+
 def test_similar_titles_go_before_liked_ones():
-    histories, similar = np.array([[10, 11, 12]]), np.array([[13, 14, 15]])
+    # The newest title has more tokens than the word for none.
+    histories, similar = np.array([[12, 10, 11]]), np.array([[13, 14, 15]])
     one = np.array([1])
-    found = []
+    found: list[list[int]] = []
     for limit in range(200, 60, -1):
         try:
             prompts = Prompts(
@@ -421,8 +443,8 @@ def test_similar_titles_go_before_liked_ones():
         kept = kept_titles(prompts, 0)[:-1]
         assert prompts.dropped == 6 - len(kept) and prompts.shortened == (len(kept) < 6)
         found += [kept] if kept not in found else []
-    everything = [10, 11, 12, 13, 14, 15]
-    steps = [everything[:end] for end in (6, 5, 4, 3)] + [[11, 12], [12], []]
+    everything = [12, 10, 11, 13, 14, 15]
+    steps = [everything[:end] for end in (6, 5, 4, 3)] + [[10, 11], [11], []]
     assert found == steps
 
 
@@ -432,6 +454,20 @@ def test_a_prompt_that_is_too_long_without_titles_is_one_line():
         Prompts(vocabulary_of(byte_level()), PLAIN, targets, targets, histories, limit=40)
     assert "\n" not in str(error.value) and "limit of 40" in str(error.value)
     assert "id 11" in str(error.value)  # the longest
+
+
+@pytest.mark.parametrize("template", [PLAIN, WITH_CF, COLLM_PROMPT, SOFT_PROMPT])
+def test_the_longest_title_is_found_before_any_prompt_is_made(template: tuple[str, ...]):
+    titles = [*TITLES, "A long\nlong title " * 20]
+    vocabulary, last = vocabulary_of(byte_level(), titles), np.array([len(titles) - 1])
+    need = int(Prompts(vocabulary, template, last, last, np.zeros((1, 0), int)).lengths[0])
+    check_titles(vocabulary, template, titles, need)
+    with pytest.raises(RequestError) as error:
+        check_titles(vocabulary, template, titles, need - 1)
+    line, tokens = str(error.value), int(np.diff(vocabulary.starts)[-1])
+    assert "'A long long title A long long title " in line and "\n" not in line and len(line) < 300
+    assert f"has {tokens} tokens" in line and f"limit of {need - 1}" in line
+    assert line.endswith(f"raise max_tokens to {need}")
 
 
 # --- answers ------------------------------------------------------------------------------------

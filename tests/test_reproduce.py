@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from reprokit import ccf_llm, provenance, reproduce
+from reprokit.click import REUSED
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import Request, downloads, pick_rows, plan, resolve
@@ -613,6 +614,53 @@ def test_a_run_that_cannot_be_made_here_is_no_failure(
     assert not list((tmp_path / "runs").iterdir())
     toy.unavailable = ""
     assert make(toy_request(tmp_path, rows=("C",), seeds=2))[1] == DONE
+
+
+def refuse(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the runs of `toy` find that the request was wrong."""
+
+    def refusing(job: Job) -> Result:
+        raise RequestError("THE_KEY was refused,\nset another one")
+
+    changed = dataclasses.replace(toy.systems["toy"], execute=refusing)
+    monkeypatch.setitem(ccf_llm.SYSTEMS, "toy", changed)  # type: ignore[arg-type]
+
+
+def test_a_request_that_a_run_finds_wrong_fails_that_run_alone(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refuse(toy, monkeypatch)
+    outcome, status = make(toy_request(tmp_path, seeds=2))
+    assert (outcome.executed, len(outcome.failed), status) == (2, 4, FAILED)
+    text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    assert "2 of 2 runs failed: THE_KEY was refused, set another one" in text
+    assert not list((tmp_path / "runs").glob("*.error.txt"))
+
+
+def test_a_request_that_one_of_several_processes_finds_wrong_ends_them_all(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refuse(toy, monkeypatch)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(reproduce, "agree", lambda wanted, waiting, fresh: (waiting, fresh))
+    monkeypatch.setattr(reproduce, "abandon", lambda run, reason: sys.exit(reason))
+    with pytest.raises(SystemExit, match="THE_KEY was refused, set another one"):
+        make(toy_request(tmp_path))
+
+
+def test_a_run_that_found_a_stage_made_forecasts_no_other_seed(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def quick(job: Job) -> Result:
+        return dataclasses.replace(toy.execute(job), data={REUSED: 1})
+
+    changed = dataclasses.replace(toy.systems["toy"], execute=quick)
+    monkeypatch.setitem(ccf_llm.SYSTEMS, "toy", changed)  # type: ignore[arg-type]
+    make(toy_request(tmp_path))
+    lines = reproduce.forecast(plan(toy_request(tmp_path, seeds=2)))
+    later = {line.run.system: line for line in lines if line.run.seed == 1}
+    assert later["toy"].measured is None and later["toy"].seconds == 10
+    assert later["other"].measured is not None and later["other"].seconds < 10
 
 
 def test_notes_of_runs_stand_under_the_table_once(toy: Toy, tmp_path: Path):
