@@ -10,7 +10,7 @@ straightforward  Prompts are built and tokenised row by row inside the step, bat
                  padded to their longest, with a mask. As in CoLLM's code the answer is appended and
                  given as label, so that the model computes its logits of all words at all positions
                  and a cross-entropy that nobody reads; one logit of each row is then picked.
-ours             What a run does: `prompting.Prompts`, `training.step`, `bench.scored`.
+ours             What a run does: `prompts.Prompts`, `training.step`, `bench.scored`.
 
 One process runs the forms in turn, so that a busy machine slows all of them; medians are printed.
 Rows of the test split are all rows of some random users, so that as many share a prompt's beginning
@@ -57,7 +57,8 @@ from reprokit.collaborative import MF
 from reprokit.data import CTRData, Rows, load_click_data
 from reprokit.datasets import DataError
 from reprokit.homemade import Recipe, build_tokenizer
-from reprokit.prompting import (
+from reprokit.prompting import CoLLM, yes_loss
+from reprokit.prompts import (
     COLLM_PROMPT,
     HISTORY,
     ITEM,
@@ -65,14 +66,12 @@ from reprokit.prompting import (
     SLOTS,
     TARGET,
     USER,
-    CoLLM,
     Prompts,
     Vocabulary,
     answer_tokens,
     encode_inside,
     frame,
     tokenise,
-    yes_loss,
 )
 from reprokit.runs import RequestError
 

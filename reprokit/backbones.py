@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reprokit.download import fingerprint
-from reprokit.homemade import FACTS, RECIPES, REVISION, SCRATCH, TINY, quiet, seeded
+from reprokit.homemade import (
+    FACTS,
+    RECIPES,
+    REVISION,
+    SCRATCH,
+    TINY,
+    quiet,
+    seeded,
+    torchvision_fault,
+)
 from reprokit.runs import RequestError
 
 if TYPE_CHECKING:
@@ -346,6 +355,7 @@ def download(name: str, weights: bool) -> Path:
 
 
 def load_tokenizer(name: str, folder: Path) -> Any:
+    torchvision_fault()
     from transformers import AutoTokenizer
 
     spm = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()

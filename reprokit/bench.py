@@ -22,7 +22,8 @@ from reprokit.metrics import auc
 from reprokit.runs import Job, Result, setting
 
 if TYPE_CHECKING:
-    from reprokit.prompting import Prompts, TextModel
+    from reprokit.prompting import TextModel
+    from reprokit.prompts import Prompts
     from reprokit.training import Fitted
 
 VICUNA = "lmsys/vicuna-7b-v1.3"
@@ -96,7 +97,7 @@ class Bench:
 
     def __init__(self, job: Job, *templates: tuple[str, ...]) -> None:
         from reprokit import backbones, homemade, training
-        from reprokit.prompting import check_titles, frame, tokenise, wholes
+        from reprokit.prompts import check_titles, frame, tokenise, wholes
 
         self.started = time.time()
         self.job, self.settings = job, job.run.settings
@@ -153,7 +154,7 @@ class Bench:
         )
 
     def answers(self, template: tuple[str, ...]) -> tuple[int, int]:
-        from reprokit.prompting import answer_tokens
+        from reprokit.prompts import answer_tokens
 
         return answer_tokens(self.backbone.tokenizer, template[-1])
 
@@ -186,7 +187,7 @@ class Bench:
         self, data: CTRData, rows: Rows, template: tuple[str, ...], similar: np.ndarray | None
     ) -> Prompts:
         """The prompts of some rows; histories for SASRec reach further back than the titles."""
-        from reprokit.prompting import Prompts
+        from reprokit.prompts import Prompts
 
         every, s = np.arange(len(rows)), self.settings
         return Prompts(

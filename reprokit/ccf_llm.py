@@ -150,7 +150,8 @@ class CaseSettings(CCFLLMSettings):
 # --- how each row is run ------------------------------------------------------------------------
 def run_prompt(job: Job) -> Result:
     """Table 2: the prompt alone, with or without MF's best items, zero-shot or tuned."""
-    from reprokit.prompting import PLAIN, WITH_CF, TextModel, answer_loss
+    from reprokit.prompting import TextModel, answer_loss
+    from reprokit.prompts import PLAIN, WITH_CF
 
     s = job.run.settings
     template: tuple[str, ...] = WITH_CF if s.with_cf else PLAIN
@@ -177,7 +178,7 @@ def recommended(bench: Bench) -> tuple[np.ndarray, str]:
 
 
 def run_tallrec(job: Job) -> Result:
-    from reprokit.prompting import TALLREC_PROMPT
+    from reprokit.prompts import TALLREC_PROMPT
 
     bench = Bench(job, TALLREC_PROMPT)
     model, fitted = train_tallrec(bench)
@@ -186,7 +187,8 @@ def run_tallrec(job: Job) -> Result:
 
 def train_tallrec(bench: Bench) -> tuple[TextModel, Fitted]:
     """LoRA on the text prompt with CoLLM's one-logit loss; also CoLLM's first stage."""
-    from reprokit.prompting import TALLREC_PROMPT, TextModel, yes_loss
+    from reprokit.prompting import TextModel, yes_loss
+    from reprokit.prompts import TALLREC_PROMPT
 
     bench.add_lora()
     model = TextModel(bench.llm, bench.answers(TALLREC_PROMPT), read="yes")
@@ -195,7 +197,8 @@ def train_tallrec(bench: Bench) -> tuple[TextModel, Fitted]:
 
 
 def run_softprompt(job: Job) -> Result:
-    from reprokit.prompting import SOFT_PROMPT, Softprompt, yes_loss
+    from reprokit.prompting import Softprompt, yes_loss
+    from reprokit.prompts import SOFT_PROMPT
 
     bench, s = Bench(job, SOFT_PROMPT), job.run.settings
     if s.train_lora:
@@ -209,7 +212,8 @@ def run_softprompt(job: Job) -> Result:
 
 def run_collm(job: Job) -> Result:
     """LoRA on text, then the mapping alone: LoRA and CF model stay as they are."""
-    from reprokit.prompting import COLLM_PROMPT, TALLREC_PROMPT, CoLLM, yes_loss
+    from reprokit.prompting import CoLLM, yes_loss
+    from reprokit.prompts import COLLM_PROMPT, TALLREC_PROMPT
 
     bench, s = Bench(job, TALLREC_PROMPT, COLLM_PROMPT), job.run.settings
     encoder, of_cf = bench.encoder(s.cf)
@@ -225,7 +229,7 @@ def run_collm(job: Job) -> Result:
 
 def run_ccf_llm(job: Job) -> Result:
     from reprokit.fusion import train_ccf_llm
-    from reprokit.prompting import HYBRID
+    from reprokit.prompts import HYBRID
 
     bench = Bench(job, HYBRID)
     model, fitted = train_ccf_llm(bench)

@@ -73,7 +73,7 @@ def run_chat(job: Job) -> Result:
 def conversations(job: Job, data: CTRData, rows: Rows) -> list[list[dict[str, str]]]:
     """What is said about each row: one message, the prompt as plain text."""
     from reprokit import training
-    from reprokit.prompting import PLAIN, WITH_CF, render
+    from reprokit.prompts import PLAIN, WITH_CF, render
 
     s, similar = job.run.settings, None
     if s.with_cf:

@@ -6,6 +6,7 @@ in `ranking`. Importing this module loads no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,21 +33,53 @@ from reprokit.runs import Job, Result, Unavailable, setting
 if TYPE_CHECKING:
     from reprokit.metadata import Metadata
 
-READS = ("merged", "target")
+SIZES = (
+    *("dim", "hidden", "inner", "blocks", "heads", "layers", "rounds", "members", "roles"),
+    *("nodes", "iterations", "negatives", "k"),
+)
+"""Settings that are 1 or more; then those that are 0 or more, and those that are words."""
+AMOUNTS = ("clip", "sampled", "w_cl", "w_tri", "margin")
+WORDS = {
+    "reads": ("merged", "target"),
+    "over": ("domain", "all"),
+    "rows": ("positions", "prefixes"),
+    "gate_keeps": ("old", "new"),
+    "candidate_members": ("gate", "own"),
+    "reduce": ("max", "mean"),
+    "user": ("id", "items"),
+    "variant": ("sum", "last"),
+    "scope": ("merged", "domain"),
+}
 
 
-def one_of(settings: Any, **known: tuple[str, ...]) -> None:
-    """Raises ValueError where a setting has none of its known values."""
-    for name, values in known.items():
-        if getattr(settings, name) not in values:
-            raise ValueError(
-                f"{name} must be {' or '.join(values)}, got '{getattr(settings, name)}'"
-            )
+def check_all(settings: Any) -> None:
+    """Raises ValueError where a setting of a baseline is out of its range."""
+    values = vars(settings)
+    for name, value in values.items():
+        if name in SIZES:
+            check(name, value, value >= 1)
+        if name in AMOUNTS:
+            check(name, value, 0 <= value < np.inf)
+        if name == "dropout":
+            check(name, value, 0 <= value < 1)
+        if name in WORDS and value not in WORDS[name]:
+            raise ValueError(f"{name} must be {' or '.join(WORDS[name])}, got '{value}'")
+    if "heads" in values and values["dim"] % values["heads"]:
+        raise ValueError(f"heads must divide dim, got {values['heads']} and {values['dim']}")
 
 
 # --- settings -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class SequenceSettings(RankSettings):
+class ModelSettings(RankSettings):
+    """What every trained baseline sets."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_all(self)
+
+
+@dataclass(frozen=True)
+class SequenceSettings(ModelSettings):
     """What the models of one sequence set."""
 
     dim: int = setting(256, "the paper's q; the data set authors' width")
@@ -56,13 +89,6 @@ class SequenceSettings(RankSettings):
     rows: str = setting("positions", "every position in one pass; prefixes: a row for each")
     sampled: int = setting(0, "items of a sampled softmax; 0: the exact one")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("dim", self.dim, self.dim > 0)
-        check("dropout", self.dropout, 0 <= self.dropout < 1)
-        check("sampled", self.sampled, self.sampled >= 0)
-        one_of(self, reads=READS, over=("domain", "all"), rows=("positions", "prefixes"))
-
 
 @dataclass(frozen=True)
 class SASRecSettings(SequenceSettings):
@@ -71,11 +97,6 @@ class SASRecSettings(SequenceSettings):
     blocks: int = setting(2, "of the original and of the data set authors")
     heads: int = setting(1, "of the original and of the data set authors")
     inner: int = setting(256, "width of the feed-forward layers, as the states in the original")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dim % self.heads:
-            raise ValueError(f"heads must divide dim, got {self.heads} and {self.dim}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,7 @@ class SRGNNSettings(SequenceSettings):
 
 
 @dataclass(frozen=True)
-class PiNetSettings(RankSettings):
+class PiNetSettings(ModelSettings):
     """pi-Net as its authors' code runs it, at every position."""
 
     dim: int = setting(100, "the authors'")
@@ -109,7 +130,7 @@ class PiNetSettings(RankSettings):
 
 
 @dataclass(frozen=True)
-class PSJNetSettings(RankSettings):
+class PSJNetSettings(ModelSettings):
     """PSJNet, variant II: split and join. Variant I is pi-Net."""
 
     dim: int = setting(100, "as pi-Net")
@@ -124,7 +145,7 @@ class PSJNetSettings(RankSettings):
 
 
 @dataclass(frozen=True)
-class MIFNSettings(RankSettings):
+class MIFNSettings(ModelSettings):
     """MIFN with its knowledge graph; it predicts the last item of each domain."""
 
     batch_size: int = setting(32, "the authors'")
@@ -136,7 +157,7 @@ class MIFNSettings(RankSettings):
 
 
 @dataclass(frozen=True)
-class TriCDRSettings(RankSettings):
+class TriCDRSettings(ModelSettings):
     """Tri-CDR: a model for each target domain, started from three pre-trained SASRecs."""
 
     dim: int = setting(64, "the authors'")
@@ -151,7 +172,7 @@ class TriCDRSettings(RankSettings):
 
 
 @dataclass(frozen=True)
-class BPRMFSettings(RankSettings):
+class BPRMFSettings(ModelSettings):
     """BPRMF; L2 is that of its paper, on the vectors of a step."""
 
     batch_size: int = setting(2048, "RecBole's; pairs of user and item")
@@ -161,7 +182,7 @@ class BPRMFSettings(RankSettings):
 
 
 @dataclass(frozen=True)
-class NCFSettings(RankSettings):
+class NCFSettings(ModelSettings):
     """NCF-MLP: no GMF branch."""
 
     l2: float = setting(0.0, "the authors'; no other value is taken")
@@ -169,6 +190,16 @@ class NCFSettings(RankSettings):
     tower: str = setting("64,32,16,8", "the authors'; the first is both vectors side by side")
     negatives: int = setting(4, "the authors', a pair")
     shared: bool = setting(False, "open; a user's vector serves one domain")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("l2", self.l2, self.l2 == 0)
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)+", self.tower) or self.widths[0] % 2:
+            raise ValueError(f"tower must be two or more widths, the first even, got {self.tower}")
+
+    @property
+    def widths(self) -> list[int]:
+        return [int(width) for width in self.tower.split(",")]
 
 
 @dataclass(frozen=True)
@@ -182,9 +213,8 @@ class ItemKNNSettings:
     grid: str = setting("", "points tried on validation, as k=50,100; none here")
 
     def __post_init__(self) -> None:
-        check("k", self.k, self.k > 0)
-        check("shrink", self.shrink, self.shrink >= 0 or self.shrink == -1)
-        one_of(self, variant=("sum", "last"), scope=("merged", "domain"))
+        check_all(self)
+        check("shrink", self.shrink, 0 <= self.shrink < np.inf or self.shrink == -1)
         if self.grid:
             list(points(self))  # says now what is wrong in it
 
@@ -385,8 +415,7 @@ def run_ncf(job: Job) -> Result:
             from reprokit.collaborative import NCFMLP
 
             sizes = arena.data.n_users, arena.data.n_a, arena.data.n_b
-            tower = [int(width) for width in s.tower.split(",")]
-            return NCFMLP(*sizes, users, train.items, tower, s.shared, full=False)
+            return NCFMLP(*sizes, users, train.items, s.widths, s.shared, full=False)
 
         def loss(s: Any, rows: Rows) -> Any:
             from reprokit.collaborative import bce_loss
@@ -427,7 +456,7 @@ def run_itemknn(job: Job) -> Result:
             return model.scores(held.sequences.padded(at, longest, drop=1), domain)
 
         scorers = count_scores(scores, arena.data)
-        means = [rank_metrics(scorers[d](arena.valid, arena.valid.of(d)))["mrr"] for d in (0, 1)]
+        means = [rank_metrics(scorers[d](arena.valid, arena.watched(d)))["mrr"] for d in (0, 1)]
         value = float(np.mean(means))
         tried.append({"point": point, "valid mrr": value})
         if best is None or value > best[0]:
@@ -450,7 +479,7 @@ def run_mifn(job: Job) -> Result:
     visible = np.zeros(1 + data.n_items, bool)
     visible[data.train.items] = True
     graphs: dict[int, Graph] = {}
-    seen: dict[tuple[int, str], Subgraphs] = {}
+    seen: dict[tuple[int, int, str], Subgraphs] = {}
 
     def graph_of(s: Any) -> Graph:
         if s.nodes not in graphs:
@@ -466,10 +495,11 @@ def run_mifn(job: Job) -> Result:
         return graphs[s.nodes]
 
     def around(s: Any, items: np.ndarray, key: str) -> Subgraphs:
-        if (s.nodes, key) not in seen:
+        at = (s.nodes, s.max_len, key)
+        if at not in seen:
             graph = graph_of(s)
-            seen[s.nodes, key] = Subgraphs(graph, items, graph.nodes(items))
-        return seen[s.nodes, key]
+            seen[at] = Subgraphs(graph, items, graph.nodes(items))
+        return seen[at]
 
     def make(arena: Arena, settings: Any) -> Recipe:
         def build(s: Any, domain: int) -> Any:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reprokit.nextitem import NextItem, at_step, last_step, part, sampled_nll, softmax_nll
+from reprokit.sequential import Places, real_steps
 
 VIEWS = ("a", "b", "both")
 
@@ -43,12 +44,12 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, d) -> (B, L, d); a step sees itself and what came before."""
-        x = self.dropout(x + self.positions[: x.shape[1]])
-        query, key, value = self.project(x).unsqueeze(1).chunk(3, -1)  # (B, 1, L, d), one head
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True).squeeze(1)
-        return self.norm(x + self.dropout(self.out(seen)))
+    def forward(self, x: Tensor, steps: Places) -> Tensor:
+        """(B, L, d) -> (B, L, d); a step sees itself and what came before, padding is left out."""
+        x = self.dropout(steps.pack(x + self.positions[: x.shape[1]]))  # (N, d)
+        heads = steps.unpack(self.project(x)).unsqueeze(1)  # (B, 1, L, 3d), one head
+        seen = F.scaled_dot_product_attention(*heads.chunk(3, -1), is_causal=True).squeeze(1)
+        return steps.unpack(self.norm(x + self.dropout(self.out(steps.pack(seen)))))
 
 
 class LLMEMF(NextItem):
@@ -127,9 +128,10 @@ class LLMEMF(NextItem):
         states: dict[str, dict[str, Tensor]] = {}
         for view in VIEWS:
             rows, count = read.get(view, (items, None))
+            steps, _ = real_steps(rows)
             states[view] = {}
             for name in self.modalities:
-                after = self.layers[f"{view}-{name}"](self.read(name, rows))
+                after = self.layers[f"{view}-{name}"](self.read(name, rows), steps)
                 states[view][name] = after if count is None else at_step(after, count)
         counts = {view: count for view, (_, count) in read.items()}
         return states, {**counts, "both": (items > 0).cumsum(1)}
@@ -183,9 +185,8 @@ def emf_loss(
     total = targets.new_zeros(len(targets), dtype=torch.float32)
     for view, (low, high) in ranges.items():
         due = (targets > low) & (targets <= high) & (counts[view] > 0)
+        # A view with nothing to predict runs too: every weight has a gradient in every step.
         row, step = torch.nonzero(due, as_tuple=True)
-        if not len(row) or not importance[view]:
-            continue
         pairs = [
             (model.cosines(view, name, states[view][name][row, step]), tables[name][low:high])
             for name in model.modalities

@@ -212,7 +212,7 @@ class Local:
         padding may decide between two words.
         """
         from reprokit.backbones import load
-        from reprokit.features import device_name
+        from reprokit.encoders import device_name
 
         backbone = load(self.llm, self.source, self.dtype, device=device_name())
         ends = self.settle(backbone)

@@ -1,4 +1,4 @@
-"""Figures as pictures: bars over a table's cells, or the points of items in a plane.
+"""Figures as pictures: bars or lines over a table's cells, or the points of items in a plane.
 
 Pure functions of what is drawn: the same numbers give the same bytes. matplotlib is used without
 pyplot and with its own default style, so that neither a window system nor a user's style plays in.
@@ -6,6 +6,7 @@ pyplot and with its own default style, so that neither a window system nor a use
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ def bars(rendered: Rendered) -> Figure:
     panels = panels_of(rendered)
     n_bars = len(rendered.lines) * max(map(len, panels.values()))
     with plain_style():
-        figure, axes = canvas(rendered, bars_remark(rendered), rows=len(panels))
+        figure, axes = canvas(rendered, seeds_remark(rendered), rows=len(panels))
         for axis, (metric, columns) in zip(axes, panels.items(), strict=True):
             draw_bars(axis, rendered, columns, 0.5 if metric in CHANCE else 0.0, len(panels))
             axis.set_ylabel(y_label(rendered, metric, columns))
@@ -175,11 +176,92 @@ def label_rows(axis: Axes, rendered: Rendered) -> None:
     axis.set_xlim(-0.55, len(labels) - 0.45)
 
 
-def bars_remark(rendered: Rendered) -> str:
-    if rendered.seeds == 1:
-        return f"One seed. Preset {rendered.preset}."
-    seeds = f"Mean over {rendered.seeds} seeds, whiskers: standard deviation."
-    return f"{seeds} Preset {rendered.preset}."
+# --- lines --------------------------------------------------------------------------------------
+def lines(rendered: Rendered) -> Figure:
+    """A panel for each name of the rows "name = value", side by side: a line over its values.
+
+    A point is the mean over seeds, its whisker one standard deviation; an empty cell says so and
+    leaves a gap. Our own rows are dashed lines through all panels. Only for a table of one column.
+    """
+    (column,), panels = value_columns(rendered), sweeps(rendered)
+    with plain_style():
+        figure, axes = canvas(rendered, seeds_remark(rendered), columns=len(panels), sharey=True)
+        for axis, (name, swept) in zip(axes, panels.items(), strict=True):
+            draw_line(axis, [cell for _, cell in swept])
+            draw_own_rows(axis, rendered)
+            axis.set_xlabel(name, fontsize=12)
+        label_values(axes, [[value for value, _ in swept] for swept in panels.values()])
+        axes[0].set_ylabel(column.name, fontsize=12)
+        if any(line.ours for line in rendered.lines):
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def sweeps(rendered: Rendered) -> dict[str, list[tuple[str, Cell]]]:
+    """The published rows by name: (value, cell), in order. Raises ValueError for another label."""
+    found: dict[str, list[tuple[str, Cell]]] = {}
+    for line in rendered.lines:
+        name, equals, value = row_label(line.labels).partition(" = ")
+        if not line.ours and not equals:
+            raise ValueError(f"{rendered.table.id}, row '{name}': a line needs 'name = value'")
+        if not line.ours:
+            found.setdefault(name, []).append((value, line.cells[0]))
+    return found
+
+
+def draw_line(axis: Axes, cells: Sequence[Cell]) -> None:
+    """One panel's line, broken where a cell is empty."""
+    axis.errorbar(
+        range(len(cells)),
+        [cell.mean if drawable(cell) else math.nan for cell in cells],
+        yerr=[math.nan if cell.std is None else cell.std for cell in cells],
+        color=COLOURS[0],
+        marker="o",
+        linewidth=2,
+        elinewidth=1.2,
+        capsize=4,
+    )
+    for at, cell in enumerate(cells):
+        if not drawable(cell):
+            axis.annotate(
+                "empty",
+                (at, 0.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="bottom",
+                rotation=90,
+                fontsize=10,
+                color=GREY,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+            )
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def label_values(axes: Sequence[Axes], panels: Sequence[Sequence[str]]) -> None:
+    """The values at equal distances; upright where they would run into each other."""
+    letters = max(len(values) * max(map(len, values)) for values in panels)
+    pixels = 0.85 * WIDTH / len(panels) / letters
+    size, rotation = (11, 0) if pixels > 10 else (9, 0) if pixels > 8 else (9, 90)
+    for axis, values in zip(axes, panels, strict=True):
+        axis.set_xticks(range(len(values)), values, fontsize=size, rotation=rotation)
+        axis.set_xlim(-0.5, len(values) - 0.5)
+
+
+def draw_own_rows(axis: Axes, rendered: Rendered) -> None:
+    ours = [line for line in rendered.lines if line.ours]
+    for line, colour in zip(ours, itertools.cycle(COLOURS[1:])):
+        cell, label = line.cells[0], f"{row_label(line.labels)} (ours)"
+        drawn = drawable(cell)
+        axis.axhline(
+            cell.mean if drawn else math.nan,
+            color=colour,
+            linestyle="--",
+            linewidth=1.5,
+            label=label if drawn else f"{label}: empty",
+        )
 
 
 # --- scatter ------------------------------------------------------------------------------------
@@ -220,9 +302,16 @@ def scatter(points: Mapping[str, np.ndarray], rendered: Rendered) -> Figure:
     return figure
 
 
-# --- both ---------------------------------------------------------------------------------------
+# --- all ----------------------------------------------------------------------------------------
+def seeds_remark(rendered: Rendered) -> str:
+    if rendered.seeds == 1:
+        return f"One seed. Preset {rendered.preset}."
+    seeds = f"Mean over {rendered.seeds} seeds, whiskers: standard deviation."
+    return f"{seeds} Preset {rendered.preset}."
+
+
 def canvas(
-    rendered: Rendered, remark: str, rows: int = 1, columns: int = 1
+    rendered: Rendered, remark: str, rows: int = 1, columns: int = 1, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure with its title, what keeps it from being compared, and how to read it."""
     from matplotlib.figure import Figure
@@ -237,7 +326,7 @@ def canvas(
             top -= 2.2 * size / HEIGHT
     rect = (0.01, 0.01, 0.98, top - 0.02)
     figure.set_layout_engine("constrained", rect=rect, hspace=0.06, wspace=0.04)
-    axes = figure.subplots(rows, columns, sharex=rows > 1, squeeze=False)
+    axes = figure.subplots(rows, columns, sharex=rows > 1, sharey=sharey, squeeze=False)
     return figure, list(axes.ravel())
 
 

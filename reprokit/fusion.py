@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from reprokit.backbones import check_weights, first_line, load, read_model
 from reprokit.collaborative import MF, LightGCN
 from reprokit.homemade import quiet
-from reprokit.prompting import HYBRID, PLAIN, SLOTS, USER, FusedModel, TextModel, mlp, placed
+from reprokit.prompting import FusedModel, TextModel, mlp, placed
+from reprokit.prompts import HYBRID, PLAIN, SLOTS, USER
 from reprokit.runs import write_json
 from reprokit.sequential import SASRec
 
@@ -65,7 +66,7 @@ class CCFLLM(FusedModel):
 
     Args:
         llm: a Hugging Face causal LM, with or without a LoRA adapter.
-        answers: token ids of Yes and No (`prompting.answer_tokens`).
+        answers: token ids of Yes and No (`prompts.answer_tokens`).
         encoders: one or two CF models (`collaborative.Encoder`): MF, LightGCN, SASRec.
         gate: "dimension" (the paper's), "scalar" (one weight per token), "one" (alpha = 1), "none"
             (titles stay as they are, only the user's slot is filled).

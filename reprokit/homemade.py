@@ -8,10 +8,12 @@ Importing this module loads no torch.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -199,6 +201,7 @@ def build_tokenizer(
 
     The frame counts 200-fold, which makes its words whole tokens.
     """
+    torchvision_fault()
     from tokenizers import (
         AddedToken,
         Tokenizer,
@@ -238,6 +241,7 @@ def build_tokenizer(
 
 
 def build_llama(recipe: Recipe, tokenizer: Any) -> Any:
+    torchvision_fault()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -354,9 +358,25 @@ def pretrain(
 
 
 # --- around the libraries -----------------------------------------------------------------------
+@functools.cache
+def torchvision_fault() -> str:
+    """Why torchvision does not load; empty where it does. To be called before transformers loads.
+
+    One that was built for another torch raises on import, and transformers, which would look for
+    it, fails with it. Nothing but open_clip needs it here: it is then hidden, as if not installed.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no reports of the transformers library: what matters is raised."""
+    torchvision_fault()
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -22,7 +22,7 @@ def run_map(job: Job) -> Result:
     from sklearn.manifold import TSNE
 
     from reprokit.fusion import train_ccf_llm
-    from reprokit.prompting import HYBRID
+    from reprokit.prompts import HYBRID
     from reprokit.training import generator
 
     bench, s = Bench(job, HYBRID), job.run.settings
@@ -113,7 +113,8 @@ def case_rows(data: CTRData) -> tuple[np.ndarray, bool]:
 def run_case(job: Job) -> Result:
     """Table 5: three systems rank five test films of one user."""
     from reprokit.fusion import train_ccf_llm
-    from reprokit.prompting import HYBRID, PLAIN, TextModel
+    from reprokit.prompting import TextModel
+    from reprokit.prompts import HYBRID, PLAIN
 
     bench = Bench(job, PLAIN, HYBRID)
     at, found = case_rows(bench.data)

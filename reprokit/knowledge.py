@@ -28,6 +28,9 @@ D3  Their graph also holds products that are in neither domain's item list (50,2
     entities on Food-Kitchen); here every node is an item of the data set or a category.
 D4  Every edge is read both ways; their code reads heads to tails, from a file that is absent.
 D5  Theirs keeps, of the edges between the nodes chosen, those that the search followed.
+D6  Open: which level of Amazon's categories; theirs are 32 for Food-Kitchen. By default each item
+    has the names right below the root (`metadata.read_metadata`): roots would put all items of a
+    domain within two steps of each other.
 """
 
 from __future__ import annotations

@@ -49,15 +49,20 @@ class Metadata:
     edges: dict[str, Ints]
     """By relation: (E, 2) item ids, from the item whose entry names the link; each pair once."""
     categories: list[str]
-    """Names; an item has every name on the way from the root to it."""
+    """Names; an item has one of each of its ways from the root."""
     item_categories: Ints
     """(E, 2) item id and index into `categories`; each pair once."""
     counts: dict[str, int]
     """Entries of the items, links kept by relation (each pair once) and dropped (as printed)."""
 
 
-def read_metadata(paths: Sequence[Path], asins: Sequence[str]) -> Metadata:
+def read_metadata(paths: Sequence[Path], asins: Sequence[str], level: int = 2) -> Metadata:
     """What the files say of the items `asins`, where the position is the item id.
+
+    The category of a way such as Grocery > Beverages > Tea is the name at `level`, 1 for the root;
+    a shorter way's is its last name. Open: which level. A root holds most items of its domain, so
+    that it links any two of them, and a leaf few: the default is the level below the root. MIFN's
+    authors have 32 categories for Food-Kitchen and do not say which.
 
     An empty ASIN (that of the padding id 0) stands for no item; one that stands at two ids, as an
     item sold in two domains may, gives both what is known of it. Of an item with several entries
@@ -86,7 +91,7 @@ def read_metadata(paths: Sequence[Path], asins: Sequence[str]) -> Metadata:
             for name in RELATIONS:
                 others = entry.get("related", {}).get(name, ())
                 links[name].extend(_links(ids, asin, others, counts))
-            for name in sorted(_names(entry)):
+            for name in sorted(_names(entry, level)):
                 number = classes.setdefault(name, len(classes))
                 member.extend(one * BASE + number for one in ids[asin])
     edges = {name: _pairs(found) for name, found in links.items()}
@@ -99,9 +104,10 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(text).split())
 
 
-def _names(entry: Mapping[str, Any]) -> set[str]:
-    """The categories of an item; some ways hold an empty name."""
-    return {clean(name) for way in entry.get("categories", ()) for name in way} - {""}
+def _names(entry: Mapping[str, Any], level: int) -> set[str]:
+    """The categories of an item: of each of its ways one. Some ways hold an empty name."""
+    ways = ([clean(name) for name in way if clean(name)] for way in entry.get("categories", ()))
+    return {way[:level][-1] for way in ways if way}
 
 
 def _links(

@@ -133,23 +133,25 @@ def sweep(
 def sampled_nll(
     views: Sequence[View], targets: Tensor, count: int, weights: Tensor | None = None
 ) -> Tensor:
-    """`softmax_nll` with the sum over all items estimated from `count` items drawn uniformly: (P,).
+    """`softmax_nll` with the sum over all items estimated from `count` of them: (P,).
 
-    The drawn items serve all rows; of a row its own target is left out of them, and the others
-    stand for all items but the target. With every item drawn once this is the exact softmax. Draws
-    from torch's generator of the device.
+    The items are drawn uniformly and without replacement for all rows; of a row its own target is
+    left out of them, and the others stand for all items but the target. With every item drawn this
+    is the exact softmax. Draws from torch's generator of the device.
     """
     items = len(views[0][1])
-    if count < items:
-        drawn = torch.randint(items, (count,), device=targets.device)
-    else:
-        drawn = torch.arange(items, device=targets.device)
-    own = drawn == targets[:, None]  # (P, S)
-    each = ((items - 1) / (~own).sum(1).clamp(min=1)).log()  # (P,), what a drawn item stands for
+    drawn = torch.randperm(items, device=targets.device)[:count]  # (S,)
+    place = drawn.new_full((items,), -1)
+    place[drawn] = torch.arange(len(drawn), device=drawn.device)
+    own = place[targets]  # (P,), the target's column, -1 where it was not drawn
+    row = torch.nonzero(own >= 0)[:, 0]
+    # What a drawn item stands for: (P,).
+    each = ((items - 1) / (len(drawn) - (own >= 0).float()).clamp(min=1)).log()
     log_p = []
     for states, vectors in views:
         at_target = (states * F.embedding(targets, vectors)).sum(1)  # (P,)
-        others = (states @ F.embedding(drawn, vectors).T).masked_fill(own, -torch.inf)
+        others = states @ F.embedding(drawn, vectors).T  # (P, S)
+        others[row, own[row]] = -torch.inf
         total = torch.logaddexp(at_target, others.logsumexp(1) + each)
         log_p.append(at_target - total)
     if weights is None:

@@ -270,7 +270,7 @@ class Planner:
 
                     self.models[kind, name] = identify(name, cache, offline), ""
                 else:
-                    from reprokit.features import identify_encoder
+                    from reprokit.encoders import identify_encoder
 
                     self.models[kind, name] = identify_encoder(name, kind, cache, offline), ""
             except RequestError as error:

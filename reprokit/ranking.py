@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from reprokit.click import check, nothing_chosen
-from reprokit.crossdata import CrossData, Sequences, load_cross_data, negatives
+from reprokit.crossdata import CROSS_DATA, CrossData, Sequences, load_cross_data, negatives
 from reprokit.metrics import hit_rate, mrr, ndcg
-from reprokit.runs import Job, Result, setting
+from reprokit.runs import Job, Result, Unavailable, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,15 +66,25 @@ def points(settings: Any) -> Iterator[tuple[dict[str, Any], Any]]:
 
     Raises ValueError where the grid names no setting, or a value is not of its type.
     """
-    axes: list[list[tuple[str, Any]]] = []
+    axes: dict[str, list[Any]] = {}
     for axis in filter(None, settings.grid.split(";")):
         name, equals, values = axis.partition("=")
-        if not equals or name not in vars(settings) or name == "grid":
-            raise ValueError(f"grid: '{axis}' is not setting=value,value")
+        if not equals or name not in vars(settings) or name == "grid" or name in axes:
+            raise ValueError(f"grid: '{axis}' is not setting=value,value of one more setting")
         kind = type(getattr(settings, name))
-        axes.append([(name, kind(value)) for value in values.split(",")])
-    for chosen in itertools.product(*axes):
-        yield dict(chosen), replace(settings, **{**dict(chosen), "grid": ""})
+        axes[name] = [typed(axis, kind, text) for text in values.split(",")]
+    for point in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, point, strict=True))
+        yield chosen, replace(settings, **chosen, grid="")
+
+
+def typed(axis: str, kind: type, text: str) -> Any:
+    """A value of a grid as its setting has it."""
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if kind is bool else kind(text)
+    except (LookupError, ValueError):
+        raise ValueError(f"grid: '{axis}' has '{text}', not of type {kind.__name__}") from None
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -127,6 +137,10 @@ def training_rows(data: CrossData, max_len: int, reads: str, rows: str) -> Rows:
         whole = np.concatenate([of_domain(whole, *bounds(data, domain)) for domain in wanted])
         users = np.tile(users, len(wanted))
     kept = whole[:, 1] > 0  # at least one item to predict
+    if not kept.any():
+        raise Unavailable(
+            f"{data.name}: no training sequence has two items to learn from (read: {reads})"
+        )
     whole, users = whole[kept], users[kept]
     items, targets = whole[:, :-1] * (whole[:, 1:] > 0), whole[:, 1:]
     if rows == "positions":
@@ -210,12 +224,19 @@ class Arena:
         drawn = negatives(self.data, split, self.job.folder)
         return Held(split, sequences, drawn, self.data.domain_of(sequences.targets))
 
-    def watched(self, valid_rows: int) -> np.ndarray:
-        """Rows of validation that choose epochs: all, or a fixed random part of them."""
+    def watched(self, domain: int, valid_rows: int = 0) -> np.ndarray:
+        """Rows of validation that choose for a domain: all, or those in a fixed random part."""
         count = len(self.valid.sequences)
-        if not 0 < valid_rows < count:
-            return np.arange(count)
-        return np.sort(np.random.default_rng(0).choice(count, valid_rows, replace=False))
+        rows = np.arange(count)
+        if 0 < valid_rows < count:
+            rows = np.sort(np.random.default_rng(0).choice(count, valid_rows, replace=False))
+        found = rows[self.valid.domain[rows] == domain]
+        if not len(found):
+            raise Unavailable(
+                f"{self.data.name}: none of {len(rows)} validation rows has a target in "
+                f"{self.data.domains[domain]}, so nothing can be chosen for it"
+            )
+        return found
 
     def result(self, score: Sequence[Scored], selection: dict[str, Any]) -> Result:
         """Rank validation and test, each domain by its own scorer. The test split is opened here,
@@ -240,7 +261,26 @@ class Arena:
                 f"{split}/targets": held.sequences.targets,
                 f"{split}/counts": counts,
             }
-        return Result(metrics, predictions, selection, dict(self.data.counts))
+        notes = unlike_release(self.data)
+        return Result(metrics, predictions, selection, dict(self.data.counts), notes=notes)
+
+
+def unlike_release(data: CrossData) -> tuple[str, ...]:
+    """What a reader must know where the training rows are not those of the release."""
+    source, here = CROSS_DATA[data.name], len(data.train)
+    published = source.sizes["train"]
+    if source.synthetic or here == published:
+        return ()
+    note = (
+        f"{data.name}: the training file here is not the release's: it has {here:,} rows, that one "
+        f"{published:,}. So the training count and the mean length differ, and what is trained"
+    )
+    if again := data.counts["train rows whose sequence is evaluated too"]:
+        note += (
+            f". {again:,} of its rows bear the number of a validation or test row, as only the "
+            "histories of those rows do; in the release each row has a number of its own"
+        )
+    return (note,)
 
 
 def rank_metrics(counts: np.ndarray) -> dict[str, float]:
@@ -306,10 +346,13 @@ def fit_recipe(
     for domain in range(recipe.models):
         training.seed_everything(arena.job.run.seed, "model", domain)
         model = recipe.build(settings, domain)
-        begun = recipe.start(model, domain) if recipe.start else {}
-        watched = arena.watched(settings.valid_rows)
+        begun: Mapping[str, Any] = {}
+        if recipe.start:
+            begun = recipe.start(model, domain)
+            # What follows must not depend on whether those stages were kept or made just now.
+            training.seed_everything(arena.job.run.seed, "started", domain)
         domains = recipe.judged if recipe.models == 1 else (domain,)
-        parts = {d: watched[arena.valid.domain[watched] == d] for d in domains}
+        parts = {d: arena.watched(d, settings.valid_rows) for d in domains}
         scoring = {
             d: columns(arena.valid, at, arena, settings, recipe, model.inputs)
             for d, at in parts.items()
@@ -481,12 +524,11 @@ def run_popularity(job: Job) -> Result:
     """How often an item stands in the training sequences."""
     arena = Arena(job)
     often = np.bincount(arena.sealed.train.items, minlength=arena.data.n_items + 1)
+    often = often.astype(np.float32)
 
     def scores(held: Held, rows: np.ndarray, domain: int) -> np.ndarray:
         low, high = bounds(arena.data, domain)
-        return np.broadcast_to(
-            often[low : high + 1].astype(np.float32), (len(rows), high - low + 1)
-        )
+        return np.tile(often[low : high + 1], (len(rows), 1))
 
     return arena.result(count_scores(scores, arena.data), nothing_chosen())
 
@@ -503,4 +545,5 @@ def run_statistics(job: Job) -> Result:
     for split in SPLITS:
         domain = data.domain_of(data.split(split).targets)
         metrics |= {f"{split}/{name}": int((domain == d).sum()) for d, name in enumerate(DOMAINS)}
-    return Result(metrics, selection=nothing_chosen(), data=dict(data.counts))
+    counts, notes = dict(data.counts), unlike_release(data)
+    return Result(metrics, selection=nothing_chosen(), data=counts, notes=notes)

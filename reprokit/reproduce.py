@@ -542,12 +542,13 @@ def to_points_csv(points: Mapping[str, np.ndarray]) -> str:
 
 def draw(rendered: Rendered, points: Mapping[str, np.ndarray], path: Path) -> bool:
     """Draw what is finished, and say whether that is anything; if not, no picture is left."""
-    scatter = rendered.table.draw == "scatter"
+    kind = rendered.table.draw
     cells = [cell for line in rendered.lines for cell in line.cells]
-    if not (points if scatter else any(figures.drawable(cell) for cell in cells)):
+    if not (points if kind == "scatter" else any(figures.drawable(cell) for cell in cells)):
         path.unlink(missing_ok=True)
         return False
-    figure = figures.scatter(points, rendered) if scatter else figures.bars(rendered)
+    over_cells = {"bars": figures.bars, "lines": figures.lines}
+    figure = figures.scatter(points, rendered) if kind == "scatter" else over_cells[kind](rendered)
     figures.save(figure, path)
     return True
 

@@ -77,7 +77,9 @@ class Table:
     label_header: str = "Variant"
     """Header of a figure's label column."""
     draw: str = "bars"
-    """A figure as "bars" over its cells, or as "scatter" of the points kept with its runs."""
+    """A figure as "bars" over its cells, as "scatter" of the points kept with its runs, or as
+    "lines": its rows "name = value" are a panel for each name, a line over the values of its only
+    column, and our own rows dashed lines."""
     seeds: int = 5
     demo_seeds: int = 2
     """In their place in the demo preset, where they are fewer."""

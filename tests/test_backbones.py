@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -114,6 +115,22 @@ def cached(hub: Path, repo: str, revision: str = "main") -> Path:
     (root / "refs" / revision).write_text(COMMIT)
     save("llama", root / "snapshots" / COMMIT)
     return root / "snapshots" / COMMIT
+
+
+BROKEN_TORCHVISION = """
+import importlib.util, sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == "torchvision" else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+sys.meta_path.insert(0, Broken())
+"""
+"""Opens a program: a torchvision as it is when it was built for another torch."""
 
 
 def refused(*words: str) -> Any:
@@ -480,6 +497,33 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(llama: Path):
         torch.testing.assert_close(one, other)
     assert any(gradient.abs().max() > 0 for gradient in found[0])
     assert kept[1] < kept[0] / 4
+
+
+MADE_HERE = """
+from pathlib import Path
+from reprokit.homemade import TINY, prepare
+folder, _ = prepare(TINY, ["The Red Film", "Night"], ["the item Yes", "the item No"], Path("."))
+"""
+FROM_A_FOLDER = "folder = sys.argv[1]"
+LOADED = """
+from reprokit.backbones import add_lora, load, merged
+model = add_lora(load("it", folder).model)
+with merged(model):
+    print(type(model).__name__)
+"""
+
+
+@pytest.mark.parametrize("origin", [MADE_HERE, FROM_A_FOLDER])
+def test_a_torchvision_that_does_not_load_is_not_needed(origin: str, llama: Path, tmp_path: Path):
+    program = f"{BROKEN_TORCHVISION}\n{origin}\n{LOADED}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(llama)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "PeftModelForCausalLM", done.stderr
 
 
 # --- LoRA ---------------------------------------------------------------------------------------

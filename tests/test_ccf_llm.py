@@ -353,7 +353,8 @@ def test_an_untrained_model_is_scored_in_the_precision_of_the_launch(
     import torch
     from accelerate.state import AcceleratorState
 
-    from reprokit.prompting import PLAIN, TextModel
+    from reprokit.prompting import TextModel
+    from reprokit.prompts import PLAIN
 
     seen = []
 
@@ -378,7 +379,7 @@ def test_an_untrained_model_is_scored_in_the_precision_of_the_launch(
 def test_sasrec_inside_a_prompt_reads_as_many_items_as_its_settings_say(
     tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    from reprokit.prompting import HYBRID
+    from reprokit.prompts import HYBRID
 
     real = bench.cf_settings
     longer = lambda run, kind: dataclasses.replace(real(run, kind), max_len=40)  # noqa: E731
@@ -459,10 +460,10 @@ def test_a_damaged_stage_is_made_again(tmp_path: Path, few: Any):
 def test_a_checkpoint_of_each_family_runs_by_its_path(family: str, tmp_path: Path, few: Any):
     import transformers
 
-    from reprokit import homemade, prompting
+    from reprokit import homemade, prompts
 
     source, _ = homemade.prepare(
-        "tiny", bench.item_texts(few), prompting.frame(), tmp_path, wholes=prompting.wholes()
+        "tiny", bench.item_texts(few), prompts.frame(), tmp_path, wholes=prompts.wholes()
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     config = getattr(transformers, f"{family}Config")(

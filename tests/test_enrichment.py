@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 from test_backbones import refused
+from test_encoders import Notes
 from test_endpoint import KEY, Server, completion
-from test_features import Notes
 
 from reprokit import enrichment
 from reprokit.backbones import load, quiet

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from reprokit import ccf_llm, cli, figures, reproduce
-from reprokit.plan import Request, plan
+from reprokit.plan import Request, all_tables, plan
 from reprokit.reproduce import DONE, INCOMPLETE
 from reprokit.runs import Estimate, Job, Result, System, Unavailable, setting
 from reprokit.tables import Cell, Column, Line, Rendered, Row, Table
@@ -170,6 +170,95 @@ def test_points_have_a_panel_per_data_set_and_a_colour_per_modality(tmp_path: Pa
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+SWEEP = {
+    "rate = 0.001": cell(11.0, 12.0),
+    "rate = 0.01": cell(13.0, 13.5),
+    "rate = 0.1": Cell(reason="not finished"),
+    "rate = 1": cell(9.0),
+    "depth = 2": cell(12.0, 12.5),
+    "depth = 1": cell(12.5, 13.0),
+}
+
+
+def swept(*ours: tuple[str, Cell], cells: dict[str, Cell] = SWEEP, **changed: Any) -> Rendered:
+    """A figure of two names, and rows of our own under it."""
+    table = Table(
+        "ccf_llm/figure9",
+        "How it depends",
+        (dataclasses.replace(NDCG, name="NDCG"),),
+        tuple(Row(label, "toy") for label in cells),
+        draw="lines",
+    )
+    lines = [Line((label,), (one,), ("",)) for label, one in cells.items()]
+    lines += [Line((label,), (one,), (), ours=True) for label, one in ours]
+    return Rendered(dataclasses.replace(table, **changed), tuple(lines), "small", 2, "command")
+
+
+def test_lines_have_a_panel_per_name_and_a_point_per_value_in_order():
+    left, right = figures.lines(swept()).axes
+    assert [axis.get_xlabel() for axis in (left, right)] == ["rate", "depth"]
+    assert (left.get_ylabel(), right.get_ylabel()) == ("NDCG", "")
+    ticks = [[tick.get_text() for tick in axis.get_xticklabels()] for axis in (left, right)]
+    assert ticks == [["0.001", "0.01", "0.1", "1"], ["2", "1"]]
+    drawn = [axis.lines[0].get_xydata() for axis in (left, right)]
+    np.testing.assert_allclose(drawn[0], [[0, 11.5], [1, 13.25], [2, np.nan], [3, 9]])
+    np.testing.assert_allclose(drawn[1], [[0, 12.25], [1, 12.75]])
+    assert left.lines[0].get_marker() == right.lines[0].get_marker() == "o"
+    assert left.get_ylim() == right.get_ylim()
+
+
+def test_whiskers_of_lines_are_the_standard_deviation_where_there_are_seeds():
+    left, _ = figures.lines(swept()).axes
+    first, _, gap, alone = left.containers[0].lines[2][0].get_segments()
+    std = np.std([11, 12], ddof=1)
+    assert first[:, 1] == pytest.approx([11.5 - std, 11.5 + std])
+    assert not any(np.isfinite(segment).any() for segment in (gap, alone))
+
+
+def test_an_empty_cell_leaves_a_gap_in_its_line_and_says_so():
+    left, right = figures.lines(swept()).axes
+    (note,) = left.texts
+    assert (note.get_text(), note.xy[0]) == ("empty", 2) and not right.texts
+    whole = {label: cell(1.0) for label in SWEEP}
+    assert not any(axis.texts for axis in figures.lines(swept(cells=whole)).axes)
+
+
+def test_our_own_rows_are_dashed_through_every_panel_of_lines_and_named_once():
+    assert not figures.lines(swept()).legends
+    figure = figures.lines(swept(("Chance", cell(7.0, 8.0)), ("Best", Cell(reason="failed"))))
+    for axis in figure.axes:
+        chance = next(line for line in axis.lines if line.get_linestyle() == "--")
+        assert list(chance.get_ydata()) == [7.5, 7.5] and axis.get_ylim()[0] < 7.5
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["Chance (ours)", "Best (ours): empty"]
+
+
+def test_lines_are_saved_with_the_same_bytes_twice(tmp_path: Path):
+    for name in ("a", "b"):
+        figures.save(figures.lines(swept(("Chance", cell(7.0)))), tmp_path / name)
+    figures.save(figures.lines(swept(("Chance", cell(7.5)))), tmp_path / "other")
+    content = [(tmp_path / name).read_bytes() for name in ("a", "b", "other")]
+    assert content[0] == content[1] != content[2]
+    assert int.from_bytes(content[0][16:20]) == 1200
+
+
+def test_lines_are_refused_for_a_row_without_a_value_and_for_two_columns():
+    with pytest.raises(ValueError, match=r"figure9, row 'Default': a line needs 'name = value'"):
+        figures.lines(swept(cells={**SWEEP, "Default": cell(1.0)}))
+    with pytest.raises(ValueError, match="expected 1"):
+        figures.lines(swept(columns=(AUC, NDCG)))
+
+
+def test_every_figure_of_lines_that_is_declared_can_be_drawn():
+    tables = [table for table in all_tables() if table.draw == "lines"]
+    assert "llm_emf/figure5" in {table.id for table in tables}
+    for table in tables:
+        lines = tuple(Line((row.label,), (cell(1.0),), ("",)) for row in table.rows)
+        figure = figures.lines(Rendered(table, lines, "paper", 1, "command"))
+        points = [len(axis.lines[0].get_xdata()) for axis in figure.axes]
+        assert sum(points) == len(table.rows) and min(points) > 1
+
+
 # --- figures as targets ---------------------------------------------------------------------------
 
 
@@ -291,6 +380,23 @@ def test_a_scatter_figure_writes_its_points_and_its_numbers_apart(declare: Any, 
     _, status = make(tmp_path, overrides=("toy.depth=9",))
     assert status == INCOMPLETE and not (folder / "figure9.png").exists()
     assert len(rows_of(folder / "figure9.csv")) == 1  # the header
+
+
+def test_a_figure_of_lines_leaves_its_numbers_and_a_picture(declare: Any, tmp_path: Path):
+    rows = tuple(Row(f"depth = {depth}", "toy", {"depth": depth}) for depth in (1, 2, 9))
+    ours = (Row("Deeper", "toy", {"depth": 3}),)
+    declare(dataclasses.replace(TABLE, columns=(AUC,), rows=rows, sanity=ours, draw="lines"))
+    _, status = make(tmp_path)
+    assert status == INCOMPLETE  # too deep
+    folder = tmp_path / "demo/ccf_llm"
+    found = rows_of(folder / "figure9.csv")[1:]
+    assert found == [["depth = 1", "0.6550"], ["depth = 2", "0.7050"], ["depth = 9", ""]]
+    assert "![How to fuse $x$](figure9.png)" in (folder / "figure9.md").read_text()
+    before = (folder / "figure9.png").read_bytes()
+    make(tmp_path)
+    assert (folder / "figure9.png").read_bytes() == before
+    make(tmp_path, overrides=("toy.depth=9",))
+    assert not (folder / "figure9.png").exists()
 
 
 def test_list_and_show_and_the_terminal_treat_a_figure_as_a_table(

@@ -18,14 +18,9 @@ import torch.nn.functional as F
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_prompting import (
-    RECENT,
-    ROWS,
-    TITLES,
     answers,
-    byte_level,
     close,
     labels_of,
-    prompts_of,
     randomised,
     read,
     row_places,
@@ -33,8 +28,8 @@ from test_prompting import (
     scores,
     tiny_llm,
     two_layers,
-    vocabulary_of,
 )
+from test_prompts import RECENT, ROWS, TITLES, byte_level, prompts_of, vocabulary_of
 from torch import Tensor, nn
 
 from reprokit.backbones import add_lora, load
@@ -42,7 +37,8 @@ from reprokit.collaborative import MF, LightGCN
 from reprokit.data import CTRData
 from reprokit.fusion import CCFLLM, GATES, pair_loss, pair_loss_of
 from reprokit.homemade import TINY, prepare
-from reprokit.prompting import HYBRID, PLAIN, Prompts, TextModel, frame
+from reprokit.prompting import TextModel
+from reprokit.prompts import HYBRID, PLAIN, Prompts, frame
 from reprokit.sequential import SASRec
 
 

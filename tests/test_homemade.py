@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from reprokit import homemade
 from reprokit.backbones import load
 from reprokit.homemade import RECIPES, SCRATCH, TINY, build_tokenizer, prepare
-from reprokit.prompting import TEMPLATES, answer_tokens, frame, plain_ids, wholes
+from reprokit.prompts import TEMPLATES, answer_tokens, frame, plain_ids, wholes
 from reprokit.sizes import size_of
 
 WHOLES = (

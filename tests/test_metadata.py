@@ -52,7 +52,7 @@ def test_wanted_items_are_read_and_others_left_out(tmp_path: Path, suffix: str):
     }
     assert {edges.shape[1] for edges in found.edges.values()} == {2}
     pairs = {(int(item), found.categories[at]) for item, at in found.item_categories}
-    assert pairs == {(1, "Food"), (1, "Tea"), (1, "Gifts"), (2, "Food"), (2, "Kitchen")}
+    assert pairs == {(1, "Tea"), (1, "Gifts"), (2, "Kitchen"), (2, "Food")}
     assert len(found.item_categories) == len(pairs)
     assert found.counts == {
         "metadata entries": 2,
@@ -63,6 +63,32 @@ def test_wanted_items_are_read_and_others_left_out(tmp_path: Path, suffix: str):
         "links buy_after_viewing": 0,
         "links bought_together": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("level", "names"),
+    [
+        (1, {"Food", "Home & Kitchen"}),
+        (2, {"Tea", "Food", "Home & Kitchen", "Pots"}),
+        (3, {"Green", "Black", "Food", "Home & Kitchen", "Pots"}),
+    ],
+)
+def test_a_category_is_the_name_below_the_root_or_the_root_where_none_is(
+    tmp_path: Path, level: int, names: set[str]
+):
+    ways = [
+        ["Food", "Tea", "Green"],
+        ["Food", "Tea", "Black"],
+        ["Food"],
+        ["Home &amp; Kitchen", ""],
+    ]
+    entry = {"asin": ASINS[1], "categories": [*ways, ["Home & Kitchen", " ", "Pots"], [], [""]]}
+    path = write(tmp_path / "meta.json", [entry])
+    found = read_metadata([path], ASINS, level)
+    assert sorted(found.categories) == sorted(names)
+    assert found.item_categories.tolist() == [[1, at] for at in range(len(names))]
+    if level == 2:
+        assert read_metadata([path], ASINS).categories == found.categories
 
 
 def test_two_files_add_up_and_the_first_title_counts(tmp_path: Path):

@@ -170,6 +170,36 @@ def test_accumulated_micro_batches_equal_one_large_batch():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+def clipped_update(scale: float, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """What one step moves the weights by, with step size 1 and clipped to 0.01.
+
+    An earlier stage's optimiser holds the same weights. With `scale` the loss is scaled, as in half
+    precision on a graphics card.
+    """
+    training.seed_everything(0, "model")
+    accelerator = training.make_accelerator()
+    wrapped = training.Objective(MF(20, 20, 8, 0.1), pointwise).to(accelerator.device)
+    before = nn.utils.parameters_to_vector(wrapped.parameters()).detach().clone()
+    if scale:
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type, init_scale=scale)
+        accelerator.native_amp = True
+        monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
+    _, optimizer = (
+        accelerator.prepare_optimizer(torch.optim.SGD(wrapped.parameters(), lr=1.0))
+        for _ in range(2)
+    )
+    clip = dataclasses.replace(SETTINGS, clip=0.01)
+    training.step(accelerator, wrapped, optimizer, batch, np.arange(32), clip)
+    return nn.utils.parameters_to_vector(wrapped.parameters()).detach() - before
+
+
+def test_a_scaled_gradient_is_clipped_at_its_true_length(monkeypatch: pytest.MonkeyPatch):
+    """Once scaled back: not at 1,024 times its length, and not twice for two optimisers."""
+    plain, scaled = (clipped_update(scale, monkeypatch) for scale in (0, 1024.0))
+    assert plain.norm().item() == pytest.approx(0.01, rel=1e-3)  # it was longer than that
+    torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)
+
+
 def test_the_best_epoch_is_restored_and_patience_stops_the_run():
     metrics = iter([0.5, 0.6, 0.9, 0.7, 0.6, 0.5, 0.4])  # the first is before training
     seen: list[torch.Tensor] = []

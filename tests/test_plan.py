@@ -1,0 +1,272 @@
+"""The frozen encoders of a request: options, identity of runs, and what is looked up where."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_backbones import empty_hub
+from test_reproduce import Toy, make, request, toy, toy_request  # noqa: F401
+
+from reprokit import ccf_llm, cli, llm_emf, reproduce
+from reprokit.data import Source
+from reprokit.plan import STANDINS, Plan, downloads, models_of, plan
+from reprokit.reproduce import DONE, INCOMPLETE
+from reprokit.runs import Estimate, Job, RequestError, Result, Run, System, setting
+from reprokit.tables import Column, Row, Table
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    llm: str = setting("planted", "a test")
+    texts_by: str = setting("org/texts", "a test")
+    images_by: str = setting("org/images", "a test")
+    parts: str = setting("llm,text,image", "a test")
+
+
+@dataclass(frozen=True)
+class PlainSettings:
+    """No pretrained model in it."""
+
+
+class Readers:
+    """A table with a row that reads two encoders, one that reads texts alone, and one neither."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.asked: list[tuple[str, str, bool]] = []
+        self.release = 1
+        """Of the weights behind every name."""
+        estimate = Estimate(10.0, 2e9, 3e6)
+        self.systems = {
+            "reader": System(
+                ReaderSettings,
+                self.execute,
+                lambda settings, sizes: estimate,
+                backbone="llm",
+                encoders={"text": "texts_by", "image": "images_by"},
+                reads=lambda settings: settings.parts.split(","),
+            ),
+            "plain": System(PlainSettings, self.execute, lambda settings, sizes: estimate),
+        }
+        rows = Row("A", "reader"), Row("B", "reader", {"parts": "text"}), Row("C", "plain")
+        auc = Column("AUC", "test/auc", "ml-1m", definition="auc")
+        self.table = Table("ccf_llm/figure9", "A toy", (auc,), rows)
+
+    def execute(self, job: Job) -> Result:
+        self.jobs.append(job)
+        return Result({"test/auc": 0.6, "valid/auc": 0.6})
+
+    def identify(
+        self, name: str, kind: str, cache: Path | None = None, offline: bool = False
+    ) -> str:
+        self.asked.append((kind, name, offline))
+        if name == "tiny" or (name.startswith("org/") and not offline):
+            return f"{name} {self.release}"
+        raise RequestError(f"{kind} encoder '{name}': the hub was not reached")
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> Readers:
+    readers = Readers()
+    monkeypatch.setattr(ccf_llm, "SYSTEMS", {**ccf_llm.SYSTEMS, **readers.systems})
+    monkeypatch.setattr(ccf_llm, "TABLES", (readers.table,))
+    monkeypatch.setattr("reprokit.encoders.identify_encoder", readers.identify)
+    monkeypatch.setattr("reprokit.backbones.identify", lambda name, *_: f"{name}'s weights")
+    monkeypatch.setattr(Source, "fingerprint", lambda *arguments: "f00d")
+    monkeypatch.setattr("reprokit.plan.differences", lambda *arguments: ())
+    return readers
+
+
+def runs_of(planned: Plan) -> dict[str, Run]:
+    """By label of the row; each has one."""
+    return {spot.row.label: spot.runs[0] for spot in planned.spots if spot.row and spot.runs}
+
+
+# --- identity -----------------------------------------------------------------------------------
+def test_encoders_take_part_in_a_runs_identity_each_by_its_kind(readers: Readers, tmp_path: Path):
+    runs = runs_of(plan(toy_request(tmp_path)))
+    assert runs["A"].backbone == "llm planted; text org/texts 1; image org/images 1"
+    assert runs["B"].backbone == "text org/texts 1"
+    assert runs["C"].backbone == ""
+    assert models_of(runs["B"]) == {"text": "org/texts"}
+
+
+def test_other_weights_behind_the_same_name_make_another_run(readers: Readers, tmp_path: Path):
+    one = runs_of(plan(toy_request(tmp_path)))
+    readers.release = 2
+    other = runs_of(plan(toy_request(tmp_path)))
+    assert one["A"].settings == other["A"].settings
+    assert one["A"].id != other["A"].id and one["B"].id != other["B"].id
+    assert one["C"].id == other["C"].id
+
+
+def test_one_name_is_looked_up_once_for_each_kind(readers: Readers, tmp_path: Path):
+    plan(toy_request(tmp_path, text_encoder="tiny", image_encoder="tiny"))
+    assert readers.asked == [("text", "tiny", False), ("image", "tiny", False)]
+
+
+def test_a_language_model_alone_gives_the_ids_of_before_there_were_encoders(
+    toy: Toy,  # noqa: F811
+    tmp_path: Path,
+):
+    """Finished runs are found again: these ids were computed by the code of that time."""
+    runs = runs_of(plan(toy_request(tmp_path, llm="tiny")))
+    assert runs["A"].backbone == "print of tiny"
+    assert {label: run.id for label, run in runs.items()} == {
+        "A": "a5e5aab957cce23f40db",
+        "B": "2c4adbe034457e2d59dc",
+        "C": "b64223d73b8aeb586e84",
+    }
+
+
+# --- options ------------------------------------------------------------------------------------
+def test_the_users_encoders_take_the_place_of_the_settings_own(readers: Readers, tmp_path: Path):
+    wanted = toy_request(tmp_path, text_encoder="tiny", image_encoder="org/other", llm="none")
+    planned = plan(wanted)
+    run = runs_of(planned)["A"]
+    assert run.settings == ReaderSettings("none", "tiny", "org/other")
+    assert run.backbone == "llm none; text tiny 1; image org/other 1"
+    assert {value for _, name, value, why in reproduce.describe(planned, run)
+            if why == "set by you"} == {"none", "tiny", "org/other"}  # fmt: skip
+    assert make(wanted)[1] == DONE and len(readers.jobs) == 3
+
+
+def test_a_setting_wins_over_the_option(readers: Readers, tmp_path: Path):
+    chosen = {"text_encoder": "org/nowhere", "overrides": ("reader.texts_by=tiny",)}
+    run = runs_of(plan(toy_request(tmp_path, **chosen)))["A"]
+    assert (run.settings.texts_by, run.settings.images_by) == ("tiny", "org/images")
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen", "message"),
+    [
+        ("llm_emf/table1", {"text_encoder": "tiny"}, "--text-encoder tiny: .* has a text encoder"),
+        ("llm_emf/table1", {"image_encoder": "t"}, "--image-encoder t: .* has an image encoder"),
+        ("ccf_llm/table3", {"text_encoder": "minilm"}, "no row of ccf_llm/table3 has a text"),
+        ("llm_emf/table1", {"llm": "tiny"}, "--llm tiny: .* llm_emf/table1 has a language model"),
+    ],
+)
+def test_an_option_that_no_row_reads_is_refused(
+    target: str, chosen: dict[str, str], message: str, tmp_path: Path
+):
+    with pytest.raises(RequestError, match=message):
+        plan(request(tmp_path, target, **chosen))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--text-encoder", "tinny"), "text encoder 'tinny' is unknown: use tiny, minilm, clip"),
+        (("--image-encoder", "minilm"), "image encoder 'minilm' is unknown: use tiny, clip"),
+        (("--text-encoder", "org/x", "--offline"), "'org/x': org/x is not in the hub cache"),
+    ],
+)
+def test_an_encoder_that_cannot_be_had_ends_with_status_2_before_work_starts(
+    option: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    empty_hub(tmp_path, monkeypatch)
+    monkeypatch.setattr(reproduce, "execute", lambda *_: pytest.fail("work was started"))
+    command = ["reproduce", "llm_emf/figure5", *option, "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and not said.out
+    assert not list((tmp_path / "out").glob("**/*.json"))
+
+
+def test_rows_without_a_missing_encoder_are_made_and_the_others_say_why(
+    readers: Readers, tmp_path: Path
+):
+    outcome, status = make(toy_request(tmp_path, text_encoder="nowhere"))
+    assert (outcome.executed, status) == (1, INCOMPLETE)
+    text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
+    assert "[1] text encoder 'nowhere': the hub was not reached" in text
+    assert text.count("[1]") == 3  # two cells and their reason
+
+
+# --- what is looked up --------------------------------------------------------------------------
+def test_what_a_run_does_not_read_is_not_looked_up(readers: Readers, tmp_path: Path):
+    plan(toy_request(tmp_path, rows=("B",), image_encoder="nowhere"))
+    assert ("text", "org/texts", False) in readers.asked
+    assert all(offline for kind, _, offline in readers.asked if kind == "image")
+    planned = plan(toy_request(tmp_path, overrides=("reader.parts=text",)))
+    assert {run.backbone for run in planned.wanted} == {"text org/texts 1", ""}
+
+
+def test_a_system_that_names_no_parts_reads_all_that_it_has(readers: Readers):
+    system = dataclasses.replace(readers.systems["reader"], reads=None)
+    settings = ReaderSettings(parts="text")
+    both = {"text": "org/texts", "image": "org/images"}
+    assert system.pretrained(settings) == {"llm": "planted", **both}
+    assert dataclasses.replace(system, backbone="").pretrained(settings) == both
+    assert readers.systems["plain"].pretrained(PlainSettings()) == {}
+
+
+def test_offline_and_cells_that_are_not_requested_ask_no_other_machine(
+    readers: Readers, tmp_path: Path
+):
+    with pytest.raises(RequestError, match="text encoder 'org/texts': the hub was not reached"):
+        plan(toy_request(tmp_path, rows=("A",), offline=True))
+    assert all(offline for *_, offline in readers.asked)
+    readers.asked.clear()
+    planned = plan(toy_request(tmp_path, rows=("C",)))
+    assert all(offline for *_, offline in readers.asked) and list(runs_of(planned)) == ["C"]
+
+
+@pytest.mark.parametrize("name", [*STANDINS, "endpoint:some-model"])
+def test_stand_ins_need_no_file_and_are_known_by_their_name(
+    name: str, readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for place in ("encoders.identify_encoder", "backbones.identify", "sizes.download_bytes"):
+        monkeypatch.setattr(f"reprokit.{place}", lambda *_: pytest.fail("looked up"))
+    wanted = toy_request(
+        tmp_path, llm=name, text_encoder=name, image_encoder=name, offline=True, dry_run=True
+    )
+    planned = plan(wanted)
+    assert runs_of(planned)["A"].backbone == f"llm {name}; text {name}; image {name}"
+    assert downloads(planned)[1:] == [] and planned.unreached == {}
+    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 3
+
+
+def test_a_demo_of_llm_emf_needs_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    empty_hub(tmp_path, monkeypatch)
+    planned = plan(request(tmp_path, "llm_emf/table4", seeds=1, offline=True, dry_run=True))
+    assert downloads(planned) == []
+    found = [llm_emf.fingerprints(Job(run, tmp_path, tmp_path, 1, None)) for run in planned.wanted]
+    assert [sorted(one) for one in found] == [
+        [], ["text"], ["llm", "text"], ["image"], ["image", "text"], ["image", "llm", "text"]
+    ]  # fmt: skip
+    assert found[-1]["llm"] == "planted" and "tiny text encoder" in found[-1]["text"]
+
+
+# --- dry runs -----------------------------------------------------------------------------------
+def test_a_dry_run_goes_on_without_encoders_and_lists_them(readers: Readers, tmp_path: Path):
+    planned = plan(toy_request(tmp_path, offline=True, dry_run=True))
+    assert downloads(planned)[1:] == [
+        f"org/{kind}s (size not known): {kind} encoder 'org/{kind}s': the hub was not reached"
+        for kind in ("text", "image")
+    ]
+    lines = reproduce.forecast(planned)
+    assert [line.state for line in lines] == ["needs model", "needs model", "to make"]
+    assert not list(tmp_path.iterdir()) and not readers.jobs
+    planned = plan(toy_request(tmp_path, dry_run=True))
+    assert downloads(planned)[1:] == []
+    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 3
+
+
+def test_the_terminal_lists_an_unknown_encoder_under_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    empty_hub(tmp_path, monkeypatch)
+    options = ["--text-encoder", "tinny", "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(["reproduce", "llm_emf/table4", *options, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    listed = shown.partition("Downloads needed first: ")[2]
+    assert listed.startswith("tinny (size not known): text encoder 'tinny' is unknown")
+    assert shown.count("needs model") == 4 and not (tmp_path / "out").exists()
