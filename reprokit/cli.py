@@ -322,12 +322,12 @@ def report(planned: Plan, outcome: Outcome) -> int:
     """Print every table as it was written, then what is missing and where the files are."""
     from reprokit import reproduce
     from reprokit.plan import NOT_BUILT
-    from reprokit.tables import NO_NUMBERS, footnotes, to_grid
+    from reprokit.tables import footnotes, to_grid
 
     rendered, status = reproduce.assemble(planned, outcome)
     for one in rendered:
         figure, picture = one.table.is_figure, reproduce.picture_of(planned, one.table)
-        against = f"; {NO_NUMBERS}" if figure else " (published)"
+        against = f"; {one.table.nothing_printed}" if figure else " (published)"
         print(f"\n{one.table.id}: {one.table.title}")
         print(f"ours ± spread{against}; (ours) marks sanity rows that the paper lacks\n")
         print(to_grid(one))

@@ -22,10 +22,12 @@ from reprokit.ranking import (
     RankSettings,
     Recipe,
     Rows,
+    check_grid,
     count_scores,
     fit_recipe,
     points,
     rank_metrics,
+    rounds,
     run_recipe,
 )
 from reprokit.runs import Job, Result, Unavailable, setting
@@ -215,8 +217,7 @@ class ItemKNNSettings:
     def __post_init__(self) -> None:
         check_all(self)
         check("shrink", self.shrink, 0 <= self.shrink < np.inf or self.shrink == -1)
-        if self.grid:
-            list(points(self))  # says now what is wrong in it
+        check_grid(self)
 
 
 # --- how each is run ----------------------------------------------------------------------------
@@ -446,7 +447,8 @@ def run_itemknn(job: Job) -> Result:
     arena, best, tried = Arena(job), None, []
     train = arena.sealed.train
     rows = np.repeat(np.arange(len(train)), train.lengths)
-    for point, s in points(job.run.settings):
+    settings = job.run.settings
+    for point, s in (one for grid in rounds(settings) for one in points(settings, grid)):
         shrink = None if s.shrink < 0 else s.shrink
         model = ItemKNN(s.k, shrink, scope=s.scope, variant=s.variant)
         model.fit(rows, train.items, (arena.data.n_a, arena.data.n_b))

@@ -48,7 +48,8 @@ class Attention(nn.Module):
         """(B, L, d) -> (B, L, d); a step sees itself and what came before, padding is left out."""
         x = self.dropout(steps.pack(x + self.positions[: x.shape[1]]))  # (N, d)
         heads = steps.unpack(self.project(x)).unsqueeze(1)  # (B, 1, L, 3d), one head
-        seen = F.scaled_dot_product_attention(*heads.chunk(3, -1), is_causal=True).squeeze(1)
+        query, key, value = heads.chunk(3, -1)
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True).squeeze(1)
         return steps.unpack(self.norm(x + self.dropout(self.out(steps.pack(seen)))))
 
 

@@ -50,24 +50,35 @@ class RankSettings:
     max_len: int = setting(15, "the longest sequence of the data sets")
     valid_rows: int = setting(0, "rows of validation that choose; 0: all")
     eval_batch: int = setting(256, "rows ranked at once")
-    grid: str = setting("", "points tried on validation, as lr=0.001,0.01;l2=0,0.0001; none here")
+    grid: str = setting("", "what is tried on validation, as lr=0.001,0.01;l2=0,0.0001; none here")
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_size", "max_epochs", "patience", "max_len", "eval_batch"):
             check(name, getattr(self, name), 0 < getattr(self, name) < math.inf)
         for name in ("l2", "valid_rows"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf)
-        if self.grid:
-            list(points(self))  # says now what is wrong in it
+        check_grid(self)
 
 
-def points(settings: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-    """The grid of some settings: (what is tried, the settings with it), one by one.
+def rounds(settings: Any) -> list[str]:
+    """The grids that are searched one after the other, each from the best point of the last."""
+    return str(settings.grid).split("|")
 
-    Raises ValueError where the grid names no setting, or a value is not of its type.
+
+def check_grid(settings: Any) -> None:
+    """Say what is wrong in a grid before anything is trained."""
+    for grid in filter(None, rounds(settings)):
+        list(points(settings, grid))
+
+
+def points(settings: Any, grid: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    """All points of a grid, `lr=0.001,0.01;l2=0,0.0001`: (what is tried, the settings with it).
+
+    An empty grid has one point, the settings. Raises ValueError where a grid names no setting, or a
+    value is not of its type.
     """
     axes: dict[str, list[Any]] = {}
-    for axis in filter(None, settings.grid.split(";")):
+    for axis in filter(None, grid.split(";")):
         name, equals, values = axis.partition("=")
         if not equals or name not in vars(settings) or name == "grid" or name in axes:
             raise ValueError(f"grid: '{axis}' is not setting=value,value of one more setting")
@@ -437,15 +448,17 @@ def run_recipe(
     earlier = 0.0
     best: tuple[float, Any, Recipe, list[tuple[Any, Fitted]]] | None = None
     chosen_point: dict[str, Any] = {}
-    for point, settings in points(job.run.settings):
-        recipe = make(arena, settings)
-        models = fit_recipe(arena, accelerator, system, settings, recipe)
-        earlier += sum(fitted.earlier_seconds for _, fitted in models)
-        bests = [value for _, fitted in models for value in fitted.record.best.values()]
-        value = float(np.mean(bests))
-        tried.append({"point": point, "valid mrr": value})
-        if best is None or value > best[0]:
-            best, chosen_point = (value, settings, recipe, models), point
+    for grid in rounds(job.run.settings):
+        start, fixed = (best[1], chosen_point) if best else (job.run.settings, {})
+        for point, settings in points(start, grid):
+            recipe = make(arena, settings)
+            models = fit_recipe(arena, accelerator, system, settings, recipe)
+            earlier += sum(fitted.earlier_seconds for _, fitted in models)
+            bests = [value for _, fitted in models for value in fitted.record.best.values()]
+            value = float(np.mean(bests))
+            tried.append({"point": {**fixed, **point}, "valid mrr": value})
+            if best is None or value > best[0]:
+                best, chosen_point = (value, settings, recipe, models), {**fixed, **point}
     assert best is not None
     value, settings, recipe, models = best
 

@@ -174,8 +174,13 @@ def execute_one(
     return result.metrics
 
 
+HEADLINE = tuple(
+    f"{split}/{name}" for name in ("auc", "a/mrr", "b/mrr") for split in ("valid", "test")
+)
+
+
 def headline(metrics: Mapping[str, Any]) -> str:
-    shown = [f"{name} {metrics[name]:.4f}" for name in ("valid/auc", "test/auc") if name in metrics]
+    shown = [f"{name} {metrics[name]:.4f}" for name in HEADLINE if name in metrics]
     return ", ".join(shown) or f"{len(metrics)} numbers"
 
 
@@ -339,7 +344,7 @@ def from_runs(planned: Plan, spot: Spot, results: Results, outcome: Outcome) -> 
     name = spot.column.metric.replace("{part}", spot.row.part)
     found = [stored["metrics"].get(name) for stored in finished]
     if any(value is None for value in found):
-        return Cell(reason=f"no {name}: the rows behind it do not allow it (one class, or none)")
+        return Cell(reason=f"no {name}: its rows do not allow it, or the system does not give it")
     if isinstance(found[0], str):
         return Cell(text=found[0], unlike=unlike(planned, spot, finished))
     return Cell(values=tuple(found), unlike=unlike(planned, spot, finished))
@@ -471,7 +476,7 @@ def write(planned: Plan, rendered: Rendered, spots: Sequence[Spot], results: Res
     base = folder_of(planned, table)
     points = points_of(planned, spots, results) if table.draw == "scatter" else {}
     picture = picture_of(planned, table)
-    drawn = table.is_figure and draw(rendered, points, picture)
+    drawn = bool(table.is_figure and table.draw) and draw(rendered, points, picture)
     texts = {
         ".csv": to_csv(rendered),
         ".md": to_markdown(rendered, picture.name if drawn else ""),

@@ -76,6 +76,8 @@ class Table:
     """Number of label columns of the published CSV."""
     label_header: str = "Variant"
     """Header of a figure's label column."""
+    ours: bool = False
+    """A table that the paper does not have, made from the same runs."""
     draw: str = "bars"
     """A figure as "bars" over its cells, as "scatter" of the points kept with its runs, or as
     "lines": its rows "name = value" are a panel for each name, a line over the values of its only
@@ -100,7 +102,14 @@ class Table:
 
     @property
     def is_figure(self) -> bool:
-        return self.name.startswith("figure")
+        """Whether nothing is printed to stand beside ours: a figure, or a table of our own."""
+        return self.ours or self.name.startswith("figure")
+
+    @property
+    def nothing_printed(self) -> str:
+        if self.ours:
+            return "the paper has no such table"
+        return "the paper prints a picture and no numbers"
 
     @cached_property
     def published(self) -> Published:
@@ -409,9 +418,6 @@ def unlike_rows(rendered: Rendered) -> dict[str, list[str]]:
     return found
 
 
-NO_NUMBERS = "the paper prints a picture and no numbers"
-
-
 def to_markdown(rendered: Rendered, picture: str = "") -> str:
     """The table with everything a reader needs to judge it; `picture` is a figure's file name."""
     table = rendered.table
@@ -449,7 +455,10 @@ def reading(rendered: Rendered) -> str:
     several = f"mean ± standard deviation over {rendered.seeds} seeds"
     several = several if rendered.seeds > 1 else "one seed"
     if rendered.table.is_figure:
-        text = f"Each cell: ours ({several}); {NO_NUMBERS}, so there is nothing to compare with."
+        text = (
+            f"Each cell: ours ({several}); {rendered.table.nothing_printed}, so there is nothing "
+            "to compare with."
+        )
     else:
         text = f"Each cell: ours ({several}), the published number in brackets."
     return f"{text} Preset `{rendered.preset}`."
@@ -496,9 +505,10 @@ def to_text(table: Table) -> str:
     published = table.published
     if not table.is_figure:
         return grid([published.header, *published.rows])
+    kind = "A table of ours" if table.ours else "A figure"
     if not published.rows:
-        return f"A figure: {NO_NUMBERS}. Not built yet."
+        return f"{kind}: {table.nothing_printed}. Not built yet."
     empty = ("",) * len(table.columns)
     ours = [(f"{row.label} (ours)", *empty) for row in table.sanity]
     rows = grid([published.header, *published.rows, *ours])
-    return f"A figure: {NO_NUMBERS}. Our rows:\n\n{rows}"
+    return f"{kind}: {table.nothing_printed}. Our rows:\n\n{rows}"

@@ -453,10 +453,8 @@ def test_the_paper_preset_runs_on_the_published_files_with_models_in_folders(
     assert "37 of 40 items of food-kitchen have an image" in shown
     assert "36 of 40 items of food-kitchen have a title" in shown
     assert "it has 30 rows, that one 34,117" in shown
-    compared = [line for line in shown.splitlines() if line.startswith("not comparable with")]
-    (line,) = [
-        line for line in compared if line.startswith("not comparable with the paper: LLM-EMF:")
-    ]
+    mark = "not comparable with the paper: LLM-EMF:"
+    (line,) = [line for line in shown.splitlines() if line.startswith(mark)]
     assert f"texts by {clip} in place of" in line and f"texts of {llama} in place of" in line
     (record,) = (tmp_path / "out/enrichment").glob("*.jsonl")
     assert len(record.read_text().splitlines()) == 36  # each item with a title was asked about
@@ -564,11 +562,14 @@ def test_encoders_on_the_command_line_reach_llm_emf_and_no_other_row(tmp_path: P
 
 def test_the_published_grids_are_those_of_the_paper_preset():
     settings = llm_emf.SYSTEMS["llm-emf"].configure("food-kitchen", "paper", {})
-    points = [point for point, _ in ranking.points(settings)]
-    lr, l2 = (sorted({point[name] for point in points}) for name in ("lr", "l2"))
+    printed, ours = (
+        [point for point, _ in ranking.points(settings, grid)] for grid in ranking.rounds(settings)
+    )
+    assert len(printed) == 25
+    lr, l2 = (sorted({point[name] for point in printed}) for name in ("lr", "l2"))
     assert lr == [0.0001, 0.0005, 0.001, 0.005, 0.01]
     assert l2 == [0.00001, 0.00005, 0.0001, 0.0005, 0.001]
-    assert all(point["alpha"] + point["beta"] < 1 for point in points)
+    assert all(point["alpha"] + point["beta"] < 1 for point in ours)
     assert (settings.lambda1, settings.lambda2, settings.dim) == (0.3, 0.1, 256)
     assert (settings.batch_size, settings.dropout, settings.max_epochs) == (256, 0.3, 100)
 

@@ -522,7 +522,17 @@ def test_a_grid_is_refused_before_anything_runs(grid: str, message: str):
 
 def test_no_grid_is_one_point():
     settings = DialSettings(lr=0.5)
-    assert list(points(settings)) == [({}, settings)]
+    assert list(points(settings, "")) == [({}, settings)]
+
+
+def test_a_second_grid_starts_from_the_best_point_of_the_first(dial: Any):
+    goals: dict[Any, Any] = {}
+    result, tried = run_dial(dial(grid="lr=0.5,1.0|flag=true,false", max_epochs=4), goals)
+    best = max(result.selection["grid"][:2], key=lambda one: one["valid mrr"])["point"]
+    assert [one["point"] for one in result.selection["grid"][2:]] == [
+        {**best, "flag": True},
+        {**best, "flag": False},
+    ]
 
 
 @pytest.mark.parametrize("setting", ["lr", "l2", "patience", "valid_rows", "eval_batch"])
