@@ -19,6 +19,7 @@ D6  The text calls MIFN the closest competitor; by MRR it is Tri-CDR on Kitchen 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -41,6 +42,15 @@ PARTS = ("id", "text", "llm", "image")
 BEFORE = ("parts", "text_encoder", "image_encoder", "llm", "max_new_tokens", "llm_batch")
 """Settings that decide the vectors of the items."""
 CLIP = "CLIP ViT-B/32"
+
+
+def __getattr__(name: str) -> Any:
+    """The model, on demand: it needs torch."""
+    if name != "LLMEMF":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from reprokit.emf import LLMEMF
+
+    return LLMEMF
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -85,7 +95,7 @@ class LLMEMFSettings(RankSettings):
             )
         if "llm" in named and "text" not in named:
             raise ValueError("parts has llm without text: the language model's words are text")
-        for axis in self.grid.split(";"):
+        for axis in re.split("[;|]", self.grid):
             if axis.partition("=")[0] in BEFORE:
                 raise ValueError(f"grid: '{axis}': vectors are made once, before the grid is tried")
 
@@ -238,19 +248,20 @@ def run_llm_emf(job: Job) -> Result:
 
     result = run_recipe(job, make, arena)
     notes = (*result.notes, *features.notes)
-    return replace(result, notes=notes, deviations=features.deviations)
+    return replace(result, notes=notes, deviations=(*result.deviations, *features.deviations))
 
 
 # --- estimates: upper bounds on two CPU cores ---------------------------------------------------
 def estimate_ranking(views: float) -> Callable[[Any, Mapping[str, int]], Estimate]:
-    """Time by predicted positions, items and width; memory for weights, gradient, Adam, states."""
+    """Time by events, candidates and width; memory for weights, gradient, Adam, states."""
 
     def estimate(settings: Any, sizes: Mapping[str, int]) -> Estimate:
         dim, items = getattr(settings, "dim", 64), sizes["items"]
         candidates = getattr(settings, "sampled", 0) or items / 2
         weights = 4.0 * dim * (items + sizes["users"])
-        work = settings.max_epochs * sizes["events"] * candidates * dim * views
-        return Estimate(20 + 6e-11 * work, 1.2e9 + 8 * weights * views, 3 * weights)
+        read = settings.max_epochs * sizes["events"] * views
+        seconds = 60 + read * (3e-5 + 6e-11 * candidates * dim)
+        return Estimate(seconds, 1.2e9 + 8 * weights * views, 3 * weights)
 
     return estimate
 
@@ -294,19 +305,25 @@ SYSTEMS = {
         contenders.BPRMFSettings, contenders.run_bprmf, 0.01, small={"dim": 64, "max_epochs": 30}
     ),
     "pi-net": trained(
-        contenders.PiNetSettings, contenders.run_pinet, 2, small={"dim": 100, "max_epochs": 8}
+        contenders.PiNetSettings, contenders.run_pinet, 3, small={"dim": 100, "max_epochs": 8}
     ),
     "gru4rec": trained(contenders.GRU4RecSettings, contenders.run_gru4rec, 1),
     "sasrec": trained(contenders.SASRecSettings, contenders.run_sasrec, 1),
     "sr-gnn": trained(contenders.SRGNNSettings, contenders.run_srgnn, 1.5),
     "psjnet": trained(
-        contenders.PSJNetSettings, contenders.run_psjnet, 2, small={"dim": 100, "max_epochs": 8}
+        contenders.PSJNetSettings, contenders.run_psjnet, 5, small={"dim": 100, "max_epochs": 8}
     ),
-    "mifn": trained(contenders.MIFNSettings, contenders.run_mifn, 2),
+    "mifn": trained(
+        contenders.MIFNSettings,
+        contenders.run_mifn,
+        20,
+        demo={"nodes": 50},
+        small={"dim": 64, "nodes": 50, "max_epochs": 4},
+    ),
     "tri-cdr": trained(
         contenders.TriCDRSettings,
         contenders.run_tricdr,
-        2,
+        8,
         small={"dim": 64, "w_tri": 0.1, "margin": 1.0},
     ),
     "llm-emf": System(

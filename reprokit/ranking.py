@@ -273,7 +273,14 @@ class Arena:
                 f"{split}/counts": counts,
             }
         notes = unlike_release(self.data)
-        return Result(metrics, predictions, selection, dict(self.data.counts), notes=notes)
+        return Result(
+            metrics,
+            predictions,
+            selection,
+            dict(self.data.counts),
+            deviations=("other training rows than the release's",) if notes else (),
+            notes=notes,
+        )
 
 
 def unlike_release(data: CrossData) -> tuple[str, ...]:

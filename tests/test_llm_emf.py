@@ -46,8 +46,9 @@ def few_people() -> Iterator[None]:
     """The demos with 40 people and 80 items."""
     real = crossdata.cross_world
     sizes = {"n_users": 40, "n_films": 40, "n_books": 40}
+    pinned = {**sizes, "events_per_user": 24, "late_item_share": 0.1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crossdata, "cross_world", lambda n: dataclasses.replace(real(n), **sizes))
+        patch.setattr(crossdata, "cross_world", lambda n: dataclasses.replace(real(n), **pinned))
         forget()
         yield
     forget()
@@ -146,7 +147,7 @@ def test_a_run_keeps_what_its_metrics_can_be_recomputed_from(table2: Made):
                     if name.startswith(f"{split}/{letter}/")
                 }
                 assert again == kept
-                assert 0 <= kept["mrr"] <= 100 and kept["rows"] >= 5
+                assert 0 <= kept["mrr"] <= 100 and kept["rows"] >= 1
 
 
 def test_what_chose_a_model_is_validation_alone(table2: Made):
@@ -338,6 +339,7 @@ def test_all_parts_are_those_with_an_encoder(chosen: dict[str, str], used: tuple
         ("llm-emf.max_new_tokens=0", "max_new_tokens is out of range"),
         ("llm-emf.grid=parts=id,all", "vectors are made once, before the grid is tried"),
         ("llm-emf.grid=lr=0.1;text_encoder=tiny,none", "vectors are made once"),
+        ("llm-emf.grid=lr=0.1|llm=tiny", "'llm=tiny': vectors are made once"),
         ("llm-emf.grid=rate=1", "'rate=1' is not setting=value"),
         ("sasrec.heads=3", "heads must divide dim"),
         ("sasrec.reads=both", "reads must be merged or target, got 'both'"),
@@ -445,6 +447,7 @@ def test_the_paper_preset_runs_on_the_published_files_with_models_in_folders(
     kinds = [part.split(" ")[0] for part in stored["run"]["backbone"].split("; ")]
     assert sorted(kinds) == ["image", "llm", "text"]
     assert stored["deviations"] == [
+        "other training rows than the release's",
         f"images by {clip} in place of CLIP ViT-B/32",
         f"texts by {clip} in place of CLIP ViT-B/32",
         f"texts of {llama} in place of DeepSeek-R1's",
@@ -477,6 +480,7 @@ def test_what_has_no_encoder_or_no_file_is_said_or_leaves_the_row_empty(
     assert made.status == DONE
     stored = made.stored("llm-emf (all) on food-kitchen, seed 0")
     assert stored["deviations"] == [
+        "other training rows than the release's",
         "no image",
         "no LLM text",
         "texts by tiny in place of CLIP ViT-B/32",

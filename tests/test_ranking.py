@@ -526,13 +526,24 @@ def test_no_grid_is_one_point():
 
 
 def test_a_second_grid_starts_from_the_best_point_of_the_first(dial: Any):
-    goals: dict[Any, Any] = {}
-    result, tried = run_dial(dial(grid="lr=0.5,1.0|flag=true,false", max_epochs=4), goals)
-    best = max(result.selection["grid"][:2], key=lambda one: one["valid mrr"])["point"]
-    assert [one["point"] for one in result.selection["grid"][2:]] == [
-        {**best, "flag": True},
-        {**best, "flag": False},
+    """Of three step sizes the middle one reaches the goals of validation in two epochs."""
+    grid = "lr=0.5,1.0,4.0|flag=true,false;max_epochs=1,2|batch_size=7"
+    result, tried = run_dial(dial(grid=grid, max_epochs=2), {1: 2.0, 21: 2.0})
+    assert [one["valid mrr"] for one in result.selection["grid"]] == pytest.approx(
+        [0.1, 100, 0.1, 0.1, 100, 0.1, 100, 100]
+    )
+    assert [(s.lr, s.flag, s.max_epochs) for s in tried[3:]] == [
+        (1.0, True, 1),
+        (1.0, True, 2),
+        (1.0, False, 1),
+        (1.0, False, 2),
+        (1.0, False, 2),  # of equals the first is the best: lr 1, and nothing of the second grid
     ]
+    assert [one["point"] for one in result.selection["grid"][4:6]] == [
+        {"lr": 1.0, "flag": True, "max_epochs": 2},
+        {"lr": 1.0, "flag": False, "max_epochs": 1},
+    ]
+    assert tried[-1].batch_size == 7 and result.selection["chosen point"] == {"lr": 1.0}
 
 
 @pytest.mark.parametrize("setting", ["lr", "l2", "patience", "valid_rows", "eval_batch"])
