@@ -278,7 +278,7 @@ REASONS = {
     "small": "a width and a time for two CPU cores; no image or LLM is at hand without a download",
     "paper": "the paper's grids, and one of ours for alpha and beta",
 }
-DEMO = {"dim": 32, "batch_size": 64, "lr": 3e-3, "max_epochs": 25, "patience": 5}
+DEMO = {"dim": 32, "batch_size": 64, "lr": 3e-3, "max_epochs": 15, "patience": 3}
 SMALL = {"dim": 128, "max_epochs": 12, "patience": 2, "valid_rows": 2000, "sampled": 4096}
 
 
@@ -333,8 +333,10 @@ SYSTEMS = {
         presets={
             "demo": {
                 **DEMO,
+                "lr": 1e-3,
+                "max_epochs": 20,
+                "patience": 4,
                 "temperature": 0.1,
-                "dropout": 0.1,
                 "text_encoder": "tiny",
                 "image_encoder": "tiny",
                 "llm": "planted",
@@ -431,9 +433,9 @@ OWN_ROWS = (
     Row("Random", "random"),
     Row("Constant", "constant"),
     Row("Popularity", "popularity"),
-    Row("GRU4Rec, target domain alone", "gru4rec", {"reads": "target"}),
-    Row("SASRec, target domain alone", "sasrec", {"reads": "target"}),
-    Row("SR-GNN, target domain alone", "sr-gnn", {"reads": "target"}),
+    Row("GRU4Rec, target domain alone", "gru4rec", {"reads": "target"}, on_request=True),
+    Row("SASRec, target domain alone", "sasrec", {"reads": "target"}, on_request=True),
+    Row("SR-GNN, target domain alone", "sr-gnn", {"reads": "target"}, on_request=True),
     Row("LLM-EMF, ids alone", "llm-emf", {"parts": "id"}),
 )
 

@@ -299,7 +299,7 @@ class Planner:
         # Our own rows run along, but none with a language model unless it is asked for.
         systems = PAPERS[table.paper].SYSTEMS
         for own in table.sanity:
-            cheap = not (own.system and is_dear(systems[own.system]))
+            cheap = not (own.on_request or (own.system and systems[own.system].backbone))
             lines.append((own, cheap or not picked or (table.id, own.label) in picked))
         for line, (row, requested) in enumerate(lines):
             for name in published.header[published.n_labels :]:
@@ -362,11 +362,6 @@ class Planner:
         if self.request.preset == "demo":
             own = min(own, table.demo_seeds)
         return self.request.seeds or own
-
-
-def is_dear(system: System) -> bool:
-    """Whether a row of ours stays away unless it is asked for."""
-    return bool(system.backbone)
 
 
 def dataset_of(spot: Spot) -> str:

@@ -59,6 +59,8 @@ class Row:
     """Labels of rows; this row repeats the one with the best `Table.choose` on its data set."""
     note: str = ""
     """Printed under the table."""
+    on_request: bool = False
+    """Of a row of our own: with --row it is left out unless it is named."""
 
 
 @dataclass(frozen=True)

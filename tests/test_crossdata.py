@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import subprocess
 import sys
@@ -293,10 +294,10 @@ def test_the_demos_are_two_worlds_of_films_and_books_with_enough_rows():
     for one in data:
         source = CROSS_DATA[one.name]
         events = sum(len(one.split(split).items) for split in ("train", "valid", "test"))
-        assert len(one.train) >= 1_200
-        assert min(len(one.valid), len(one.test)) >= 150
+        assert len(one.train) >= 600
+        assert min(len(one.valid), len(one.test)) >= 500
         for split in ("valid", "test"):
-            assert np.bincount(one.domain_of(one.split(split).targets)).min() >= 100
+            assert np.bincount(one.domain_of(one.split(split).targets)).min() >= 250
         actual = (one.n_users, one.n_items, len(one.train), events)
         assert all(a <= b <= 1.1 * a for a, b in zip(actual, source.sizes.values(), strict=True))
         assert (one.train.times % DAY == 0).all()
@@ -315,7 +316,12 @@ def test_a_demo_holds_the_worlds_events_texts_and_pictures():
     texts = demo_texts(name)
     assert texts[0] == data.titles[0] == data.item_ids[0] == ""
     assert texts[1:] == world.items.descriptions
-    assert data.titles[1:] == world.items.titles
+    pairs = list(zip(data.titles[1:], world.items.titles, strict=True))
+    told = [shown == title for shown, title in pairs]
+    assert 0.4 < np.mean(told) < 0.6  # the others say nothing of their item
+    silent = [shown for (shown, _), same in zip(pairs, told, strict=True) if not same]
+    assert all(re.fullmatch(r"Article \d+", shown) for shown in silent)
+    assert len(set(silent)) == len(silent)
     assert data.has_image[1:].tolist() == world.items.has_image.tolist()
     item = int(np.flatnonzero(data.has_image)[-1])
     picture = data.image(item)

@@ -24,10 +24,12 @@ from test_ranking import sequences
 
 from reprokit import cli, contenders, crossdata, homemade, llm_emf, ranking, reproduce
 from reprokit.crossdata import CDSR_FILES, CrossData, load_cross_data
+from reprokit.enrichment import TEMPLATE
 from reprokit.knowledge import LEAK_NOTE
 from reprokit.plan import Plan, Request, plan
+from reprokit.progress import Progress
 from reprokit.reproduce import DONE, INCOMPLETE, Outcome
-from reprokit.runs import RequestError, Run, Store
+from reprokit.runs import Job, RequestError, Result, Run, Store
 from reprokit.tables import Rendered
 
 TRAINED = [n for n, s in llm_emf.SYSTEMS.items() if hasattr(s.settings, "max_epochs")]
@@ -379,6 +381,53 @@ def test_weights_that_leave_no_room_for_the_text_train_all_the_same(tmp_path: Pa
     assert made.status == DONE, made.outcome
 
 
+@pytest.mark.parametrize("models", [1, 2])
+def test_settings_reach_the_model_as_the_paper_names_them(
+    models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """alpha weighs ids, beta pictures, the rest texts; each model has its domain as X."""
+    chosen = {"alpha": 0.5, "beta": 0.2, "lambda1": 0.7, "lambda2": 0.6, "temperature": 0.5}
+    more = {"models": models, "max_len": 9, "dropout": 0.25, "dim": 12, "learn_temperature": True}
+    settings = llm_emf.SYSTEMS["llm-emf"].configure("movie-book", "demo", {**chosen, **more})
+    backbone = "text t; image i; llm planted"
+    run = Run("llm_emf", "llm-emf", "demo-movie-book", settings, 0, "", backbone=backbone)
+    recipes: list[ranking.Recipe] = []
+
+    def keep(job: Job, prepare: Any, arena: ranking.Arena) -> Result:
+        recipes.append(prepare(arena, settings))
+        return Result({})
+
+    monkeypatch.setattr(llm_emf, "run_recipe", keep)
+    llm_emf.run_llm_emf(Job(run, tmp_path, tmp_path, 20.0, Progress(quiet=True)))
+    (recipe,) = recipes
+    assert recipe.models == models
+    for domain in range(models):
+        model = recipe.build(settings, domain)
+        weights = dict(zip(model.modalities, model.weights.tolist(), strict=True))
+        assert weights == pytest.approx({"id": 0.5, "image": 0.2, "text": 0.3})
+        assert (model.target, model.lambda1, model.lambda2) == (domain, 0.7, 0.6)
+        assert model.log_temperature.exp().tolist() == pytest.approx([0.5] * 9)
+        assert model.log_temperature.requires_grad and model.ids.shape == (80, 12)
+        layer = model.layers["both-text"]
+        assert len(layer.positions) == 9 and layer.dropout.p == 0.25
+
+
+def test_the_language_models_words_are_read_after_the_title(tmp_path: Path, llama: str):
+    settings = llm_emf.LLMEMFSettings(llm=llama, max_new_tokens=12, text_encoder="tiny")
+    run = Run("llm_emf", "llm-emf", "food-kitchen", settings, 0, "", backbone=f"llm {llama}")
+    data = load_cross_data("food-kitchen", release(tmp_path / "data"))
+    job = Job(run, tmp_path, tmp_path / "out", 20.0, Progress(quiet=True))
+    texts, what, _ = llm_emf.item_texts(job, data)
+    (record,) = (tmp_path / "out/enrichment").glob("*.jsonl")
+    assert len(texts) == 40 and what == {"llm": llama, "max_new_tokens": 12}
+    for title, text in zip(data.titles[1:], texts, strict=True):
+        assert text.startswith(title) and bool(text) == bool(title)
+    assert any(len(text) > len(title) for title, text in zip(data.titles[1:], texts, strict=True))
+    assert "Kitchen" in record.read_text() and "Food" in record.read_text()
+    alone = dataclasses.replace(run, settings=llm_emf.LLMEMFSettings(parts="id,text"))
+    assert llm_emf.item_texts(dataclasses.replace(job, run=alone), data)[0] == data.titles[1:]
+
+
 # --- the data as published ----------------------------------------------------------------------
 N = 20  # items of each domain
 
@@ -419,7 +468,7 @@ def release(data_dir: Path, titles: bool = True, images: bool = True) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     texts = ["green tea", "iron pan", "salt"]
     folder = tmp_path_factory.mktemp("llama")
-    return homemade.prepare(homemade.TINY, texts, ["What is it?"], folder)[0]
+    return homemade.prepare(homemade.TINY, texts, [TEMPLATE], folder)[0]
 
 
 def test_the_paper_preset_runs_on_the_published_files_with_models_in_folders(
@@ -452,10 +501,13 @@ def test_the_paper_preset_runs_on_the_published_files_with_models_in_folders(
         f"texts by {clip} in place of CLIP ViT-B/32",
         f"texts of {llama} in place of DeepSeek-R1's",
     ]
-    shown = made.text(".md")
-    assert "37 of 40 items of food-kitchen have an image" in shown
-    assert "36 of 40 items of food-kitchen have a title" in shown
-    assert "it has 30 rows, that one 34,117" in shown
+    shown, notes = made.text(".md"), " ".join(stored["notes"])
+    for said in (
+        "37 of 40 items of food-kitchen have an image",
+        "36 of 40 items of food-kitchen have a title",
+        "it has 30 rows, that one 34,117",
+    ):
+        assert said in shown and said in notes
     mark = "not comparable with the paper: LLM-EMF:"
     (line,) = [line for line in shown.splitlines() if line.startswith(mark)]
     assert f"texts by {clip} in place of" in line and f"texts of {llama} in place of" in line
@@ -622,3 +674,25 @@ def test_table_1_counts_real_food_kitchen_and_says_why_its_training_rows_differ(
         assert f"it has {train:,} rows, that one 34,117" in shown
     if train == 16_579:  # the histories of the evaluated rows
         assert "16,579 of its rows bear the number of a validation or test row" in shown
+
+
+@pytest.mark.slow
+def test_pictures_lift_the_demo_and_the_whole_model_lifts_it_most(tmp_path: Path):
+    """Four seeds of Table 4 in the demo, the mean MRR of both domains, validation and test."""
+    planned = plan(Request(("llm_emf/table4",), seeds=4, out=tmp_path))
+    outcome = reproduce.execute(planned, quiet=True)
+    assert not outcome.failed
+    store = Store(tmp_path)
+    found: dict[str, list[float]] = {}
+    for run in planned.runs:
+        stored = store.load(run)
+        assert stored is not None
+        names = [f"{split}/{domain}/mrr" for split in ("valid", "test") for domain in "ab"]
+        mean = float(np.mean([stored["metrics"][name] for name in names]))
+        found.setdefault(run.settings.parts, []).append(mean)
+    ids, text, image, both, whole = (
+        np.mean(found[parts])
+        for parts in ("id", "id,text", "id,image", "id,text,image", "id,text,llm,image")
+    )
+    assert ids < image < both, found
+    assert text < both and ids < whole - 0.2, found

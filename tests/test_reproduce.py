@@ -132,7 +132,7 @@ def test_table3_means_every_papers_table_3():
         "explainrec/table3",
         "llm_emf/table3",
     ]
-    assert len(resolve(["all"])) == 24
+    assert len(resolve(["all"])) == 26
     assert len(resolve(["ccf_llm", "ccf_llm/table3"])) == 8
 
 
