@@ -427,7 +427,7 @@ def passes(setup: Setup, plain_step: float) -> None:
         lambda check: check.step >= budget,
     )
     best = max(first, key=lambda check: check.mrr)
-    for size, over in product(options.whole, ("all", "domain")):
+    for size, over in product(options.whole, options.over):
         loss = partial(next_item_loss, over=over, per_row=whole.per_row)
         softmax = "" if over == "all" else ", softmax over the target's own domain"
         name = f"{setup.sizes}, {size} whole sequences a step{softmax}"
@@ -728,6 +728,13 @@ def parser() -> argparse.ArgumentParser:
     ):
         told = f"{what} ({' '.join(map(str, values))})"
         add(f"--{name}", type=int, nargs="+", default=values, metavar="N", help=told)
+    add(
+        "--over",
+        nargs="+",
+        choices=("all", "domain"),
+        default=("all", "domain"),
+        help="passes: the softmax of all positions runs over all items, or the target's domain",
+    )
     add("--peak-of", nargs=4, help=argparse.SUPPRESS)  # form, items, rows, modalities
     return found
 

@@ -144,7 +144,7 @@ def test_importing_the_modules_loads_no_torch():
 def test_tiny_texts_are_close_when_they_share_words(tmp_path: Path, progress: Notes):
     texts = ["The red fox", "red FOX, the!", "storm over a garden", "", " \n", "???"]
     vectors, counts = text_features("tiny", texts, tmp_path, progress, "t")
-    assert vectors.shape == (6, 64) and vectors.dtype == np.float32
+    assert vectors.shape == (6, 128) and vectors.dtype == np.float32
     assert counts == {"texts": 6, "empty": 2, "cut": 0}
     lengths = np.linalg.norm(vectors, axis=1)
     np.testing.assert_allclose(lengths, [1, 1, 1, 0, 0, 1], atol=1e-6)
@@ -158,7 +158,7 @@ def test_tiny_pictures_are_close_when_their_colours_are(tmp_path: Path, progress
     vectors, counts = image_features(
         "tiny", pictures.__getitem__, np.ones(4, bool), tmp_path, "p", progress, "t"
     )
-    assert vectors.shape == (4, 64)
+    assert vectors.shape == (4, 128)
     assert counts == {"pictures": 4, "missing": 0, "unreadable": 0}
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert vectors[0] @ vectors[1] > 0.95 > 0.5 > vectors[0] @ vectors[2]
@@ -523,7 +523,7 @@ def test_without_torchvision_all_works_that_needs_no_open_clip(
         cwd=ROOT,
     )
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["64", "16"] and len(lines) == 3, done.stderr
+    assert lines[:2] == ["128", "16"] and len(lines) == 3, done.stderr
     assert "torchvision, which does not load here" in lines[2]
     assert "operator torchvision::nms does not exist" in lines[2]
 

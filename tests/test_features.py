@@ -42,7 +42,7 @@ def test_the_same_texts_are_encoded_once_and_others_anew(
 
 def test_no_text_at_all_still_has_the_width_of_the_encoder(tmp_path: Path, progress: Notes):
     vectors, counts = text_features("tiny", ["", " "], tmp_path, progress, "t")
-    assert vectors.shape == (2, 64) and not vectors.any() and counts["empty"] == 2
+    assert vectors.shape == (2, 128) and not vectors.any() and counts["empty"] == 2
     with pytest.raises(ValueError, match="no rows"):
         text_features("tiny", [], tmp_path, progress, "t")
 

@@ -104,7 +104,7 @@ def test_one_pass_trains_until_it_has_what_prefix_rows_reached_and_validation_is
 
     monkeypatch.setattr(speed, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(speed.Setup, "mrr", slow)
-    assert run(speed, "--parts", "passes") == 0
+    assert run(speed, "--parts", "passes", "--over", "all") == 0
     printed = capsys.readouterr().out
     checks = re.findall(r"step (\d+), epoch [\d.]+, ([\d.]+) s of .* MRR ([\d.]+)$", printed, re.M)
     assert [float(mrr) for *_, mrr in checks] == [2.0, 1.0, 0.5, 1.9, 2.5]
@@ -123,7 +123,7 @@ def test_the_time_limit_ends_a_form_that_never_gets_there(
 ):
     found = iter([2.0, 1.0])
     monkeypatch.setattr(speed.Setup, "mrr", lambda setup, wrapped: next(found))
-    assert run(speed, "--parts", "passes", "--minutes", "0") == 0
+    assert run(speed, "--parts", "passes", "--over", "all", "--minutes", "0") == 0
     assert "MRR 2.000 not reached" in capsys.readouterr().out
 
 
