@@ -674,25 +674,3 @@ def test_table_1_counts_real_food_kitchen_and_says_why_its_training_rows_differ(
         assert f"it has {train:,} rows, that one 34,117" in shown
     if train == 16_579:  # the histories of the evaluated rows
         assert "16,579 of its rows bear the number of a validation or test row" in shown
-
-
-@pytest.mark.slow
-def test_pictures_lift_the_demo_and_the_whole_model_lifts_it_most(tmp_path: Path):
-    """Four seeds of Table 4 in the demo, the mean MRR of both domains, validation and test."""
-    planned = plan(Request(("llm_emf/table4",), seeds=4, out=tmp_path))
-    outcome = reproduce.execute(planned, quiet=True)
-    assert not outcome.failed
-    store = Store(tmp_path)
-    found: dict[str, list[float]] = {}
-    for run in planned.runs:
-        stored = store.load(run)
-        assert stored is not None
-        names = [f"{split}/{domain}/mrr" for split in ("valid", "test") for domain in "ab"]
-        mean = float(np.mean([stored["metrics"][name] for name in names]))
-        found.setdefault(run.settings.parts, []).append(mean)
-    ids, text, image, both, whole = (
-        np.mean(found[parts])
-        for parts in ("id", "id,text", "id,image", "id,text,image", "id,text,llm,image")
-    )
-    assert ids < image < both, found
-    assert text < both and ids < whole - 0.2, found
