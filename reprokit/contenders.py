@@ -368,14 +368,17 @@ def pretrained(arena: Arena, settings: Any, reads: str) -> tuple[Any, Any]:
     return model, fitted
 
 
-def user_item_recipe(arena: Arena, build: Any, loss: Any) -> Recipe:
+def pairs(data: CrossData) -> tuple[np.ndarray, np.ndarray]:
+    """User and item of every training event, (E,) each."""
+    return np.repeat(data.train.users, data.train.lengths), data.train.items
+
+
+def user_item_recipe(build: Any, loss: Any) -> Recipe:
     """Trained on pairs of user and item; ranked by the user's id and the context."""
-    train = arena.sealed.train
-    users = np.repeat(train.users, train.lengths)
 
     def rows(data: CrossData) -> Rows:
-        column = train.items[:, None]
-        return Rows(column, column, users)
+        users, items = pairs(data)
+        return Rows(items[:, None], items[:, None], users)
 
     def batch(made: Rows) -> Any:
         import torch
@@ -388,42 +391,37 @@ def user_item_recipe(arena: Arena, build: Any, loss: Any) -> Recipe:
 
 def run_bprmf(job: Job) -> Result:
     def make(arena: Arena, settings: Any) -> Recipe:
-        train = arena.sealed.train
-        users = np.repeat(train.users, train.lengths)
-
         def build(s: Any, domain: int) -> Any:
             from reprokit.collaborative import BPRMF
 
             sizes = arena.data.n_users, arena.data.n_a, arena.data.n_b
-            return BPRMF(*sizes, users, train.items, s.dim, s.user, s.shared)
+            return BPRMF(*sizes, *pairs(arena.sealed), s.dim, s.user, s.shared)
 
         def loss(s: Any, rows: Rows) -> Any:
             from reprokit.collaborative import bpr_loss
 
             return partial(bpr_loss, l2=s.l2)
 
-        return user_item_recipe(arena, build, loss)
+        return user_item_recipe(build, loss)
 
-    return with_strangers(run_recipe(job, make, arena := Arena(job)), arena)
+    result = run_recipe(job, make, arena := Arena(job))
+    return with_strangers(result, arena) if job.run.settings.user == "id" else result
 
 
 def run_ncf(job: Job) -> Result:
     def make(arena: Arena, settings: Any) -> Recipe:
-        train = arena.sealed.train
-        users = np.repeat(train.users, train.lengths)
-
         def build(s: Any, domain: int) -> Any:
             from reprokit.collaborative import NCFMLP
 
             sizes = arena.data.n_users, arena.data.n_a, arena.data.n_b
-            return NCFMLP(*sizes, users, train.items, s.widths, s.shared, full=False)
+            return NCFMLP(*sizes, *pairs(arena.sealed), s.widths, s.shared, full=False)
 
         def loss(s: Any, rows: Rows) -> Any:
             from reprokit.collaborative import bce_loss
 
             return partial(bce_loss, count=s.negatives)
 
-        return user_item_recipe(arena, build, loss)
+        return user_item_recipe(build, loss)
 
     return with_strangers(run_recipe(job, make, arena := Arena(job)), arena)
 

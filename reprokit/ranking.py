@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DOMAINS = ("a", "b")
 SPLITS = ("valid", "test")
+SEQUENCES = ("train", *SPLITS)
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -484,7 +485,18 @@ def run_recipe(
     if len(tried) > 1:
         selection |= {"chosen point": chosen_point, "grid": tried}
     result = arena.result([scorer(0), scorer(1)], selection)
-    return replace(result, earlier_seconds=earlier)
+    cut = [] if recipe.make_rows else shortened(arena.data, settings.max_len)
+    notes = (*result.notes, *cut)
+    return replace(result, notes=notes, earlier_seconds=earlier)
+
+
+def shortened(data: CrossData, max_len: int) -> list[str]:
+    """What to say of sequences that are longer than is read, their last event apart."""
+    longer = {name: int((data.split(name).lengths > max_len + 1).sum()) for name in SEQUENCES}
+    if not any(longer.values()):
+        return []
+    told = ", ".join(f"{count:,} of {name}" for name, count in longer.items())
+    return [f"{data.name}: only the last {max_len} events are read of longer sequences: {told}"]
 
 
 # --- rows that are not trained ------------------------------------------------------------------

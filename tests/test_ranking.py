@@ -30,6 +30,7 @@ from reprokit.ranking import (
     points,
     rank_metrics,
     run_recipe,
+    shortened,
     training_rows,
 )
 from reprokit.runs import Job, Result, Run, Unavailable
@@ -578,3 +579,12 @@ def test_importing_the_protocol_and_the_rows_loads_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_sequences_that_are_cut_are_counted():
+    data = cross_data([[1, 4, 2, 5], [1, 4]], [[1, 4, 2, 5]], [[1, 4, 2]], 3, 3)
+    assert shortened(data, 3) == []  # three are read, the last is what they predict
+    (said,) = shortened(data, 2)
+    assert said.endswith(
+        "only the last 2 events are read of longer sequences: 1 of train, 1 of valid, 0 of test"
+    )
