@@ -6,11 +6,6 @@ the two side by side. A difference is reported, not raised: a partial or rebuilt
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +13,16 @@ import numpy as np
 
 from reprokit.crossdata import CDSR_FILES, LEAST, read_items, read_rows, refuse_earlier_release
 from reprokit.data import SPLITS, CTRData, load_click_data, read_ml_1m_movies, read_ml_1m_ratings
-from reprokit.datasets import DataError, dataset
+from reprokit.datasets import DataError, Expected, dataset
 from reprokit.download import require
+from reprokit.reviews import (
+    load_restaurants,
+    numbered,
+    picture_files,
+    read_products,
+    split_days,
+    tally,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,15 +45,22 @@ def count(name: str, data_dir: Path) -> Counts:
 def compare(name: str, counted: Counts) -> list[tuple[str, float, float | None, str, str]]:
     """(statistic, counted, published, where it is published, mark) of each statistic.
 
-    The mark is "equal", "differs", or "not printed" where nothing is published to compare with.
+    The mark is "equal" or "differs"; beside a lower bound "not below" or "below"; and "not printed"
+    where nothing is published to compare with.
     """
     expected = dataset(name).expected
     return [
-        (key, value, known.value, known.source, "equal" if value == known.value else "differs")
+        (key, value, known.value, known.source, mark(value, known))
         if (known := expected.get(key))
         else (key, value, None, "", "not printed")
         for key, value in counted.items()
     ]
+
+
+def mark(value: float, known: Expected) -> str:
+    if known.bound:
+        return "not below" if value >= known.value else "below"
+    return "equal" if value == known.value else "differs"
 
 
 def ml_1m(name: str, data_dir: Path) -> Counts:
@@ -89,22 +99,18 @@ def posters(name: str, data_dir: Path) -> Counts:
 
 
 def amazon_2014(name: str, data_dir: Path) -> Counts:
-    """Reviews of a 5-core file, and who wrote them about what."""
-    import polars as pl
-
+    """Reviews of a 5-core file, and the splits by time that are made of it."""
     reviews = next(file.path for file in dataset(name).files if file.path.startswith("reviews_"))
     (path,) = require(name, data_dir, (reviews,))
-    fields = dict.fromkeys(("reviewerID", "asin"), pl.String)
-    counted = [pl.len(), *(pl.col(field).n_unique() for field in fields)]
-    holes = pl.any_horizontal(pl.col(field).is_null() for field in fields).sum()
-    table = pl.scan_ndjson(path, schema=fields)
-    rows, users, items, incomplete = collect(path, table.select(*counted, holes.alias("holes")))
-    if incomplete or not rows:
-        raise DataError(
-            f"{path}: {incomplete:,} of {rows:,} reviews lack reviewerID or asin: not the "
-            f"publisher's file. See: python -m reprokit data check {name}"
-        )
-    return {"reviews": rows, "users": users, "items": items}
+    table = read_products(path, texts=False)
+    users, _ = numbered(table["reviewerID"].to_list())
+    items, asins = numbered(table["asin"].to_list())
+    split, of_days = split_days(name, table["unixReviewTime"].to_numpy())
+    ratings = table["overall"].to_numpy().astype(np.float32)
+    found = tally(users, items, ratings, split, table["written"].to_numpy())
+    pictured = len(picture_files(path.parent / "images").keys() & set(asins))
+    reviews_in_all = found.pop("rows")
+    return {"reviews": reviews_in_all, **found, **of_days, "items with a picture": pictured}
 
 
 def amazon_book(name: str, data_dir: Path) -> Counts:
@@ -131,24 +137,12 @@ def cdsr(name: str, data_dir: Path) -> Counts:
 
 
 def google_restaurants(name: str, data_dir: Path) -> Counts:
-    """Records of each split of the one JSON object, read whole (about 112 MB)."""
+    """Records of each list, and what its loader counts in them. Read whole (about 112 MB)."""
     (path,) = require(name, data_dir, ("filter_all_t.json",))
-    with opened(path) as file:
-        splits = json.load(file)
-    names = ("train", "val", "test")
-    if not isinstance(splits, dict) or not all(isinstance(splits.get(key), list) for key in names):
-        raise DataError(f"{path}: not a JSON object of the lists train, val and test")
-    return {key: len(splits[key]) for key in names}
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[TextIOWrapper]:
-    """A UTF-8 file, packed with gzip or not; what cannot be read becomes a DataError."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield TextIOWrapper(file, encoding="utf-8")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    found = load_restaurants(name, path).counts
+    rows = {"train": "train rows", "val": "valid rows", "test": "test rows"}
+    records = {key: found.pop(counted) for key, counted in rows.items()}
+    return {**records, **found}
 
 
 def collect(path: Path, query: pl.LazyFrame) -> tuple[int, ...]:

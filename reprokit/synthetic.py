@@ -510,20 +510,22 @@ def _write(
 
 def images(world: World) -> NDArray[np.uint8]:
     """(n_items, 3, 32, 32), red-green-blue; zeros where `items.has_image` is False."""
-    pixels = _paint(world.truth.style, stream(world.config.seed, "images"))
+    rng, n = stream(world.config.seed, "images"), len(world.truth.style)
+    pixels = _paint(
+        world.truth.style,
+        rng.random((n, 1, 1, 1)),
+        rng.standard_normal((n, 3, 32, 32), dtype=np.float32),
+    )
     pixels[~world.items.has_image] = 0
     return pixels
 
 
-def _paint(style: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _paint(style: Floats, phase: Floats, grain: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Colour balance (red against blue), brightness, and contrast of stripes at a random place."""
-    n = len(style)
     balance, bright, striped = style.T[:, :, None, None, None]  # each (n, 1, 1, 1)
     channel = np.array([1.0, 0.0, -1.0])[:, None, None]
     columns = np.arange(32) / 32
-    phase = rng.random((n, 1, 1, 1))
     waves = np.sin(2 * np.pi * (4 * columns + phase))  # (n, 1, 1, 32), four stripes
-    grain = rng.standard_normal((n, 3, 32, 32), dtype=np.float32)
     light = 128 + 40 * balance * channel + 35 * bright + 15 * (1 + striped) * waves + 8 * grain
     return np.clip(light, 0, 255).astype(np.uint8)
 
@@ -559,37 +561,40 @@ def sequences(
     return found
 
 
-def restaurant_reviews(world: World, per_user: int = 5) -> dict[str, list[dict[str, Any]]]:
+def restaurant_reviews(
+    world: World, per_user: int = 5, more: int = 3
+) -> dict[str, list[dict[str, Any]]]:
     """The world's films seen as restaurants, in the layout of the Google restaurants release.
 
     Film genre g is restaurant type g, tags are dishes, posters are photos; the first `per_user`
     ratings of each person count, cut so that most are high. Train, val and test share restaurants
-    but no person. As in the release some texts are empty, and some histories hold the review
-    itself, under its id `user_business`.
+    but no person. As in the release some texts are empty, some histories hold the review itself,
+    under its id `user_business`, and histories also hold reviews that are no rows: here `more` of
+    each person, those that follow.
     """
     events, items = world.events, world.items
     films = np.flatnonzero(items.domain[events.items] == FILM)
     nth = np.arange(len(films)) - np.searchsorted(events.users[films], events.users[films])
-    rows = films[nth < per_user]
-    utility = world.truth.utility[rows]
-    stars = 1 + np.searchsorted(_cuts(utility, RESTAURANT_SHARES), utility, side="right")
+    rows, later = films[nth < per_user], films[(nth >= per_user) & (nth < per_user + more)]
+    cuts = _cuts(world.truth.utility[rows], RESTAURANT_SHARES)
 
     rng = stream(world.config.seed, "restaurants")
     draws = rng.random((len(rows), 10))
-    dishes = [
-        [f"the {DISHES[g][(i + k) % 2]}" for k, g in enumerate(ids) if g >= 0]
-        for i, ids in enumerate(items.genre_ids)
-    ]
-    kinds = [f"{RESTAURANT_TYPES[ids[0]]} restaurant" for ids in items.genre_ids]
-    texts = _write(world, rows, stars, draws, dishes, kinds, ["the service"] * len(kinds))
-    texts = ["" if draw < 0.03 else text for text, draw in zip(texts, draws[:, 6], strict=True)]
+    stars, texts = _restaurant_texts(world, rows, cuts, draws)
     photos = np.where(draws[:, 7] < 0.01, 0, 1 + (draws[:, 8] * 3).astype(int))
+    parts = rng.permutation(world.config.n_users) / world.config.n_users
+    rest = stream(world.config.seed, "restaurant histories").random((len(later), 10))
+    _, later_texts = _restaurant_texts(world, later, cuts, rest)
 
     users = events.users[rows]
-    parts = rng.permutation(world.config.n_users) / world.config.n_users
-    files: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
-    names = [f"user{u:05d}" for u in users]
+    names = [f"user{user:05d}" for user in range(world.config.n_users)]
     places = [f"place{i:05d}" for i in events.items[rows]]
+    ids = [f"{names[user]}_{place}" for user, place in zip(users, places, strict=True)]
+    only: list[list[list[str]]] = [[] for _ in names]  # reviews of each person that are no rows
+    for user, i, text in zip(events.users[later], events.items[later], later_texts, strict=True):
+        only[user] += [[f"{names[user]}_place{i:05d}", text]] if text else []
+
+    files: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
     bounds = np.searchsorted(users, np.arange(world.config.n_users + 1))
     for n, user in enumerate(users):
         mine = range(bounds[user], bounds[user + 1])
@@ -598,23 +603,47 @@ def restaurant_reviews(world: World, per_user: int = 5) -> dict[str, list[dict[s
         files[part].append(
             {
                 "business_id": places[n],
-                "user_id": names[n],
+                "user_id": names[user],
                 "rating": int(stars[n]),
                 "review_text": texts[n],
                 "pics": [f"photo-{events.items[rows[n]]}-{rows[n]}-{k}" for k in range(photos[n])],
-                "history_reviews": [[f"{names[m]}_{places[m]}", texts[m]] for m in shown],
+                "history_reviews": [[ids[m], texts[m]] for m in shown] + only[user],
             }
         )
     return files
 
 
+def _restaurant_texts(
+    world: World, rows: Ints, cuts: Floats, draws: Floats
+) -> tuple[Ints, list[str]]:
+    """Stars of the rows, and what is written: 3% write nothing."""
+    stars = 1 + np.searchsorted(cuts, world.truth.utility[rows], side="right")
+    dishes = [
+        [f"the {DISHES[g][(i + k) % 2]}" for k, g in enumerate(ids) if g >= 0]
+        for i, ids in enumerate(world.items.genre_ids)
+    ]
+    kinds = [f"{RESTAURANT_TYPES[ids[0]]} restaurant" for ids in world.items.genre_ids]
+    texts = _write(world, rows, stars, draws, dishes, kinds, ["the service"] * len(kinds))
+    pairs = zip(texts, draws[:, 6], strict=True)
+    return stars, ["" if draw < 0.03 else text for text, draw in pairs]
+
+
 def restaurant_photos(world: World, pics: Sequence[str]) -> NDArray[np.uint8]:
-    """(n, 3, 32, 32): each photo shows the style of its restaurant, with noise of its own."""
+    """(n, 3, 32, 32): each photo shows the style of its restaurant, with noise of its own.
+
+    A photo depends on the world and its name alone, whatever others are asked for.
+    """
     pixels = np.empty((len(pics), 3, 32, 32), dtype=np.uint8)
-    for n, pic in enumerate(pics):
-        item, row, k = (int(part) for part in pic.split("-")[1:])
-        rng = stream(world.config.seed, "photos", row, k)
-        pixels[n] = _paint(world.truth.style[[item]], rng)[0]
+    for start in range(0, len(pics), 64):  # a few at a time: what is held stays in the cache
+        block = [[int(part) for part in pic.split("-")[1:]] for pic in pics[start : start + 64]]
+        phase = np.empty((len(block), 1, 1, 1))
+        grain = np.empty((len(block), 3, 32, 32), dtype=np.float32)
+        for n, (_, row, k) in enumerate(block):
+            rng = stream(world.config.seed, "photos", row, k)
+            phase[n] = rng.random()
+            rng.standard_normal(out=grain[n], dtype=np.float32)
+        style = world.truth.style[[item for item, _, _ in block]]
+        pixels[start : start + 64] = _paint(style, phase, grain)
     return pixels
 
 

@@ -515,7 +515,8 @@ def test_restaurant_texts_name_the_type_and_agree_with_rating_and_price():
 
 
 def test_restaurant_histories_hold_other_reviews_and_at_times_the_review_itself():
-    rows = [row for part in synthetic.restaurant_reviews(world()).values() for row in part]
+    files = synthetic.restaurant_reviews(world(), more=0)
+    rows = [row for part in files.values() for row in part]
     text = {f"{row['user_id']}_{row['business_id']}": row["review_text"] for row in rows}
     assert len(text) == len(rows)
     own = 0
@@ -526,6 +527,28 @@ def test_restaurant_histories_hold_other_reviews_and_at_times_the_review_itself(
         own += f"{row['user_id']}_{row['business_id']}" in history
     assert 0.02 < own / len(rows) < 0.08
     assert 3 < np.mean([len(row["history_reviews"]) for row in rows]) < 4.5
+
+
+def test_restaurant_histories_also_hold_the_ratings_that_follow_which_are_no_rows():
+    made = world()
+    plain, files = (synthetic.restaurant_reviews(made, more=more) for more in (0, 3))
+    assert files == synthetic.restaurant_reviews(made)
+    ids, extra = set(), {}
+    for part, rows in files.items():
+        for row, before in zip(rows, plain[part], strict=True):
+            ids.add(f"{row['user_id']}_{row['business_id']}")
+            known = len(before["history_reviews"])
+            assert {**row, "history_reviews": row["history_reviews"][:known]} == before
+            added = row["history_reviews"][known:]
+            assert extra.setdefault(row["user_id"], added) == added  # the same for all his rows
+    assert max(map(len, extra.values())) == 3 and np.mean([*map(len, extra.values())]) > 2.5
+    listed = [(user, key, text) for user, added in extra.items() for key, text in added]
+    assert not ids & {key for _, key, _ in listed}
+    visited = {(f"user{u:05d}", f"place{i:05d}") for u, i in zip(*made.events[:2], strict=True)}
+    for user, key, text in listed:
+        assert tuple(key.split("_")) in visited and key.startswith(user)
+        kind = made.items.genre_ids[int(key[-5:]), 0]
+        assert f"{synthetic.RESTAURANT_TYPES[kind]} restaurant" in text
 
 
 def test_photos_of_one_restaurant_look_alike_and_are_not_the_same():
@@ -540,4 +563,6 @@ def test_photos_of_one_restaurant_look_alike_and_are_not_the_same():
     assert len({photo.tobytes() for photo in photos}) == len(pics)
     bright = photos.mean(axis=(1, 2, 3))
     assert np.corrcoef(bright, made.truth.style[places, 1])[0, 1] > 0.95
-    assert (synthetic.restaurant_photos(made, pics[5:6])[0] == photos[5]).all()
+    for some in (slice(5, 6), slice(60, 70)):  # a photo does not depend on the others
+        assert (synthetic.restaurant_photos(made, pics[some]) == photos[some]).all()
+    assert synthetic.restaurant_photos(made, []).shape == (0, 3, 32, 32)
