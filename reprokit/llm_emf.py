@@ -123,12 +123,6 @@ class Features:
     deviations: tuple[str, ...]
 
 
-def fingerprints(job: Job) -> dict[str, str]:
-    """Of the pretrained models of a run, by kind."""
-    parts = filter(None, job.run.backbone.split("; "))
-    return {kind: rest for kind, _, rest in (part.partition(" ") for part in parts)}
-
-
 def prepare(job: Job, data: CrossData) -> Features:
     """Texts and images of the items as vectors; each computed once and kept."""
     from reprokit.features import image_features, text_features
@@ -156,9 +150,9 @@ def prepare(job: Job, data: CrossData) -> Features:
             job.folder,
             job.run.fingerprint,
             job.progress,
-            fingerprints(job)["image"],
+            job.run.pretrained["image"],
         )
-        what["image"] = fingerprints(job)["image"]
+        what["image"] = job.run.pretrained["image"]
         seen = counts["pictures"] - counts["missing"] - counts["unreadable"]
         notes.append(f"{seen:,} of {counts['pictures']:,} items of {name} have an image")
         if s.image_encoder != "clip":
@@ -170,9 +164,9 @@ def prepare(job: Job, data: CrossData) -> Features:
                 f"{name} has no item titles here: put titles.tsv (ASIN, title) beside its files"
             )
         vectors["text"], counts = text_features(
-            s.text_encoder, texts, job.folder, job.progress, fingerprints(job)["text"]
+            s.text_encoder, texts, job.folder, job.progress, job.run.pretrained["text"]
         )
-        what |= {"text": fingerprints(job)["text"], **more}
+        what |= {"text": job.run.pretrained["text"], **more}
         notes.append(
             f"{counts['texts'] - counts['empty']:,} of {counts['texts']:,} items of {name} have a "
             f"title; {counts['cut']:,} texts are longer than {s.text_encoder} reads"
@@ -200,7 +194,7 @@ def item_texts(job: Job, data: CrossData) -> tuple[list[str], dict[str, Any], li
         return texts, {"llm": "planted"}, ["the synthetic world's descriptions are the LLM's texts"]
     domains = [data.domains[domain] for domain in data.domain_of(np.arange(1, len(titles) + 1))]
     items = list(zip(data.item_ids[1:], domains, titles, strict=True))
-    named = fingerprints(job)["llm"]
+    named = job.run.pretrained["llm"]
     said, facts = enrich(
         items, s.llm, job.folder, job.progress, named, s.max_new_tokens, batch=s.llm_batch
     )

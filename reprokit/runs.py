@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from reprokit.progress import Progress
 
 PRESETS = ("demo", "small", "paper")
+KINDS = ("llm", "text", "image", "caption")
+"""Of pretrained models: a language model, and frozen encoders of texts, of images, captioners."""
 
 
 class RequestError(ValueError):
@@ -94,6 +96,14 @@ class Run:
     def kind(self) -> str:
         """What runs that differ in the seed alone have in common."""
         return canonical({**self.identity, "seed": None})
+
+    @property
+    def pretrained(self) -> dict[str, str]:
+        """Fingerprints of the pretrained models behind it, by kind."""
+        if not self.backbone or self.backbone.partition(" ")[0] not in KINDS:
+            return {"llm": self.backbone} if self.backbone else {}
+        parts = (part.partition(" ") for part in self.backbone.split("; "))
+        return {kind: fingerprint for kind, _, fingerprint in parts}
 
     @property
     def title(self) -> str:

@@ -418,7 +418,7 @@ def test_the_language_models_words_are_read_after_the_title(tmp_path: Path, llam
     data = load_cross_data("food-kitchen", release(tmp_path / "data"))
     job = Job(run, tmp_path, tmp_path / "out", 20.0, Progress(quiet=True))
     texts, what, _ = llm_emf.item_texts(job, data)
-    (record,) = (tmp_path / "out/enrichment").glob("*.jsonl")
+    (record,) = (tmp_path / "out/asked").glob("*.jsonl")
     assert len(texts) == 40 and what == {"llm": llama, "max_new_tokens": 12}
     for title, text in zip(data.titles[1:], texts, strict=True):
         assert text.startswith(title) and bool(text) == bool(title)
@@ -511,8 +511,8 @@ def test_the_paper_preset_runs_on_the_published_files_with_models_in_folders(
     mark = "not comparable with the paper: LLM-EMF:"
     (line,) = [line for line in shown.splitlines() if line.startswith(mark)]
     assert f"texts by {clip} in place of" in line and f"texts of {llama} in place of" in line
-    (record,) = (tmp_path / "out/enrichment").glob("*.jsonl")
-    assert len(record.read_text().splitlines()) == 36  # each item with a title was asked about
+    (record,) = (tmp_path / "out/asked").glob("*.jsonl")
+    assert len(record.read_text().splitlines()) == 30  # each distinct title of a domain was asked about
     assert len(list((tmp_path / "out/features").glob("*.npy"))) == 2
 
 
