@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from reprokit.download import FileStatus
+    from reprokit.photos import Counts
     from reprokit.plan import Plan
+    from reprokit.progress import Progress
     from reprokit.reproduce import Forecast, Outcome
 
 EXAMPLES = """examples:
@@ -98,7 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
         "language model always run)",
     )
     make.add_argument(
-        "--dataset", default="", metavar="NAME", help="only the cells of this data set"
+        "--dataset",
+        default="",
+        metavar="NAME",
+        help="only the cells of this data set; a table that can be made on it though the paper's "
+        "is not (see: list) is made on it, in files of its name",
     )
     make.add_argument(
         "--seeds",
@@ -110,9 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--llm",
         default="",
-        metavar="NAME|PATH|scratch|tiny",
-        help="language model of every row that has one: a model's name, a folder, or a small "
-        "random one made here (default: what the preset sets)",
+        metavar="NAME|PATH|scratch|tiny|extractive",
+        help="language model of every row that has one: a model's name, a folder, a small random "
+        "one made here, or for MMREC a rule that picks sentences (default: what the preset sets)",
     )
     make.add_argument(
         "--text-encoder",
@@ -124,8 +130,15 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--image-encoder",
         default="",
-        metavar="clip|tiny|none",
+        metavar="clip|resnet50|tiny|none",
         help="frozen encoder of images (default: what the preset sets)",
+    )
+    make.add_argument(
+        "--captioner",
+        default="",
+        metavar="blip2|palette|none|NAME|PATH",
+        help="frozen model that describes an image in words: BLIP-2, any captioning model, or a "
+        "rule that names its colours (default: what the preset sets)",
     )
     make.add_argument(
         "--set",
@@ -179,6 +192,32 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="take files fetched by hand from DIR",
     )
+    pictures = fetch.add_argument_group(
+        "pictures",
+        "of google-restaurants, cdsr-food-kitchen and cdsr-movie-book; see data/README.md",
+    )
+    pictures.add_argument(
+        "--images",
+        action="store_true",
+        help="the data set's pictures, one by one, in place of its files; goes on where it was",
+    )
+    pictures.add_argument(
+        "--rate",
+        type=positive_number,
+        metavar="N",
+        help="at most N requests a second (default: 5)",
+    )
+    pictures.add_argument(
+        "--limit", type=positive, metavar="N", help="ask for N pictures, then end (default: all)"
+    )
+    pictures.add_argument(
+        "--image-url", metavar="URL", help="another address of a picture, with {id} in it"
+    )
+    pictures.add_argument(
+        "--retry-gone",
+        action="store_true",
+        help="ask again for pictures that were gone, as after another --image-url",
+    )
     fetch.set_defaults(run=data_fetch)
     stats = actions.add_parser(
         "stats", parents=[data_dir], help="count a data set beside what is printed of it"
@@ -192,6 +231,16 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return number
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -268,8 +317,11 @@ def list_targets(options: argparse.Namespace) -> int:
             built = f"{len(table.rows)} of {lines}" if lines else NOT_BUILT
             built += f" + {len(table.sanity)} ours" if table.sanity else ""
             done = progress_of(options.out, table)
-            rows.append((table.id, table.title, ", ".join(table.datasets), built, done))
+            names = [*table.datasets, *(f"({name})" for name in table.others)]
+            rows.append((table.id, table.title, ", ".join(names), built, done))
     print(grid(rows))
+    if any(table.others for paper in PAPERS.values() for table in paper.TABLES):
+        print("\nIn brackets: data sets that the paper does not use, with --dataset.")
     return 0
 
 
@@ -295,6 +347,7 @@ def reproduce_targets(options: argparse.Namespace) -> int:
         llm=options.llm,
         text_encoder=options.text_encoder,
         image_encoder=options.image_encoder,
+        captioner=options.captioner,
         overrides=tuple(options.set),
         data_dir=options.data_dir,
         out=options.out,
@@ -322,15 +375,19 @@ def report(planned: Plan, outcome: Outcome) -> int:
     """Print every table as it was written, then what is missing and where the files are."""
     from reprokit import reproduce
     from reprokit.plan import NOT_BUILT
-    from reprokit.tables import footnotes, to_grid
+    from reprokit.tables import body, footnotes
 
     rendered, status = reproduce.assemble(planned, outcome)
     for one in rendered:
         figure, picture = one.table.is_figure, reproduce.picture_of(planned, one.table)
         against = f"; {one.table.nothing_printed}" if figure else " (published)"
-        print(f"\n{one.table.id}: {one.table.title}")
-        print(f"ours ± spread{against}; (ours) marks sanity rows that the paper lacks\n")
-        print(to_grid(one))
+        if one.instead and not figure:
+            against = " (published, on the paper's own data)"
+        ours = "ours ± spread" if one.seeds > 1 else "ours"
+        ours = "our best run; mean ± spread" if one.chosen else ours
+        print(f"\n{one.heading}")
+        print(f"{ours}{against}; (ours) marks sanity rows that the paper lacks\n")
+        print(body(one, markdown=False))
         for note in (*footnotes(one), *(f"note: {note}" for note in one.notes)):
             print(note)
         if figure and picture.is_file():
@@ -338,6 +395,10 @@ def report(planned: Plan, outcome: Outcome) -> int:
     for table in planned.tables:
         if not table.published.rows:
             print(f"\n{table.id}: {table.title}: {NOT_BUILT}")
+    made = [one.table.id for one in rendered]
+    left = [t.id for t in planned.tables if t.published.rows and t.id not in made]
+    if left:
+        print(f"\nLeft as they are, since no cell of theirs is requested: {', '.join(left)}.")
     request = planned.request
     if request.preset == "demo" and rendered:
         print(
@@ -438,12 +499,71 @@ def status_row(name: str, status: FileStatus) -> tuple[str, ...]:
 def data_fetch(options: argparse.Namespace) -> int:
     from reprokit.download import fetch
     from reprokit.progress import transfer
+    from reprokit.runs import RequestError
 
+    if options.images:
+        return data_fetch_images(options)
+    for option in ("rate", "limit", "image_url", "retry_gone"):
+        if getattr(options, option):
+            typed = f"--{option.replace('_', '-')}"
+            raise RequestError(f"{typed} is about pictures: add --images, or leave it out")
     for name in options.names:
         with transfer(name) as advance:
             fetched = fetch(name, options.data_dir, options.source, advance, options.offline)
         print(fetched.message)
     return 0
+
+
+def data_fetch_images(options: argparse.Namespace) -> int:
+    """Exit status 0: every picture is here, gone or refused; 3: some failed or are left."""
+    from reprokit import photos
+    from reprokit.datasets import dataset
+    from reprokit.progress import Progress
+    from reprokit.runs import RequestError
+
+    if options.source:
+        raise RequestError("--from brings files and --images asks a server: give one of them")
+    rate, limit, complete = options.rate or photos.RATE, options.limit or 0, True
+    wanted = {
+        name: photos.picture_addresses(name, options.data_dir, options.image_url or "")
+        for name in options.names
+    }
+    for name, places in wanted.items():
+        folder = options.data_dir / dataset(name).folder / "images"
+        if options.retry_gone and not options.offline:
+            photos.forget_gone(folder)
+        if not options.offline:
+            print(f"{name}: {photos.outlook(places, folder, rate, limit)}", flush=True)
+        with Progress(runs=1) as progress:
+            progress.start_run(f"{name}, pictures")
+            show = picture_bar(progress, limit)
+            counts = photos.fetch_pictures(
+                places.addresses,
+                folder,
+                rate,
+                limit=limit,
+                report=show,
+                offline=options.offline,
+            )
+        if counts.stopped:
+            complain(f"{name}: stopped, {counts.stopped}. The same command goes on from here")
+        print(f"{name}: {counts}; in {folder}")
+        complete &= counts.complete
+    return 0 if complete else 3
+
+
+def picture_bar(progress: Progress, limit: int) -> Callable[[Counts], None]:
+    """Shows what is settled of the pictures that this start asks for."""
+    before: list[int] = []
+
+    def show(counts: Counts) -> None:
+        if not before:
+            before.append(counts.left)
+            progress.start_steps(min(limit or counts.left, counts.left))
+        text = f"{counts.fetched:,} fetched, {counts.gone:,} gone, {counts.failed:,} failed"
+        progress.step(before[0] - counts.left, text)
+
+    return show
 
 
 def data_stats(options: argparse.Namespace) -> int:

