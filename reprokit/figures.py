@@ -1,4 +1,5 @@
-"""Figures as pictures: bars or lines over a table's cells, or the points of items in a plane.
+"""Figures as pictures: bars or lines over a table's cells, the points of items in a plane, or
+examples in words and images.
 
 Pure functions of what is drawn: the same numbers give the same bytes. matplotlib is used without
 pyplot and with its own default style, so that neither a window system nor a user's style plays in.
@@ -11,13 +12,14 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reprokit.runs import replacing
-from reprokit.tables import Cell, Column, Rendered, fixed, row_label
+from reprokit.tables import Cell, Column, Rendered, fixed, row_label, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +64,8 @@ def plain_style() -> Iterator[None]:
 def bars(rendered: Rendered) -> Figure:
     """A group for each row, a colour for each column, a panel for each metric.
 
-    A bar is the mean over seeds, its whisker one standard deviation; an empty cell says so.
+    A bar is the cell's number: the mean over seeds, or the best of them. Its whisker is one
+    standard deviation around the mean; an empty cell says so.
     """
     panels = panels_of(rendered)
     n_bars = len(rendered.lines) * max(map(len, panels.values()))
@@ -111,16 +114,15 @@ def draw_bars(
         cells = [lines[x].cells[index] for x in at]
         axis.bar(
             [x + shift for x in at],
-            [cell.mean - base for cell in cells],
+            [cell.value - base for cell in cells],
             0.92 * width,
             bottom=base,
-            yerr=[math.nan if cell.std is None else cell.std for cell in cells],
-            error_kw={"ecolor": "#222222", "elinewidth": 1.2, "capsize": 4},
             color=COLOURS[index % len(COLOURS)],
             hatch="//" if index >= len(COLOURS) else "",
             edgecolor="white",
             label=names[index],
         )
+        whiskers(axis, [x + shift for x in at], cells, "#222222")
         for x, line in enumerate(lines):
             text, end, up = bar_label(rendered, line.cells[index], names[index], base)
             ends.append(end)
@@ -143,13 +145,27 @@ def draw_bars(
     axis.tick_params(axis="x", length=0)
 
 
+def whiskers(axis: Axes, at: Sequence[float], cells: Sequence[Cell], colour: str) -> None:
+    """One standard deviation around the mean over seeds, where there are several."""
+    axis.errorbar(
+        at,
+        [cell.mean if drawable(cell) else math.nan for cell in cells],
+        yerr=[math.nan if cell.std is None else cell.std for cell in cells],
+        fmt="none",
+        ecolor=colour,
+        elinewidth=1.2,
+        capsize=4,
+    )
+
+
 def bar_label(rendered: Rendered, cell: Cell, column: str, base: float) -> tuple[str, float, bool]:
-    """The text of a bar, where its whisker ends, and whether the bar goes up."""
+    """The text of a bar, where it and its whisker end, and whether the bar goes up."""
     if not drawable(cell):
         return "" if cell.blank else "empty", base, True
-    up, std = cell.mean >= base, cell.std or 0.0
-    text = fixed(cell.mean, rendered.table.decimals(column))
-    return text, cell.mean + std if up else cell.mean - std, up
+    up, std = cell.value >= base, cell.std or 0.0
+    text = fixed(cell.value, rendered.table.decimals(column))
+    end = max(cell.value, cell.mean + std) if up else min(cell.value, cell.mean - std)
+    return text, end, up
 
 
 def set_limits(axis: Axes, base: float, ends: Sequence[float], room: float) -> None:
@@ -180,8 +196,9 @@ def label_rows(axis: Axes, rendered: Rendered) -> None:
 def lines(rendered: Rendered) -> Figure:
     """A panel for each name of the rows "name = value", side by side: a line over its values.
 
-    A point is the mean over seeds, its whisker one standard deviation; an empty cell says so and
-    leaves a gap. Our own rows are dashed lines through all panels. Only for a table of one column.
+    A point is the cell's number, its whisker one standard deviation around the mean over seeds; an
+    empty cell says so and leaves a gap. Our own rows are dashed lines through all panels. Only for
+    a table of one column.
     """
     (column,), panels = value_columns(rendered), sweeps(rendered)
     with plain_style():
@@ -212,16 +229,9 @@ def sweeps(rendered: Rendered) -> dict[str, list[tuple[str, Cell]]]:
 
 def draw_line(axis: Axes, cells: Sequence[Cell]) -> None:
     """One panel's line, broken where a cell is empty."""
-    axis.errorbar(
-        range(len(cells)),
-        [cell.mean if drawable(cell) else math.nan for cell in cells],
-        yerr=[math.nan if cell.std is None else cell.std for cell in cells],
-        color=COLOURS[0],
-        marker="o",
-        linewidth=2,
-        elinewidth=1.2,
-        capsize=4,
-    )
+    values = [cell.value if drawable(cell) else math.nan for cell in cells]
+    axis.plot(range(len(cells)), values, color=COLOURS[0], marker="o", linewidth=2)
+    whiskers(axis, range(len(cells)), cells, COLOURS[0])
     for at, cell in enumerate(cells):
         if not drawable(cell):
             axis.annotate(
@@ -256,7 +266,7 @@ def draw_own_rows(axis: Axes, rendered: Rendered) -> None:
         cell, label = line.cells[0], f"{row_label(line.labels)} (ours)"
         drawn = drawable(cell)
         axis.axhline(
-            cell.mean if drawn else math.nan,
+            cell.value if drawn else math.nan,
             color=colour,
             linestyle="--",
             linewidth=1.5,
@@ -302,32 +312,291 @@ def scatter(points: Mapping[str, np.ndarray], rendered: Rendered) -> Figure:
     return figure
 
 
+# --- examples -----------------------------------------------------------------------------------
+MARGIN, GAP, PAD, HEAD, LINE = 24, 20, 10, 22, 20
+"""In pixels: around everything, between examples, inside a panel, of a label, of a line of text."""
+LETTER, LABEL = 11, 10
+"""Of texts and labels in points."""
+MOST_LINES, MOST_UNDER = 24, 6
+"""Lines that are drawn of a text in a panel, and of one under a picture."""
+PICTURE = 280
+"""Height of a picture beside its text."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Lines of text: where the first one starts, in pixels from the left and the top."""
+
+    lines: tuple[str, ...]
+    left: float
+    top: float
+    size: float = LETTER
+    colour: str = "black"
+    weight: str = "normal"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A panel, in pixels: a picture, or the background of words."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    picture: np.ndarray | None = None
+    anchor: str = "NW"
+    """The corner that a picture of another shape keeps to."""
+
+
+@dataclass
+class Page:
+    """What is drawn under the head of a figure, from its top."""
+
+    words: list[Words] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    height: float = GAP / 2
+    """So far, in pixels."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row: its texts with the names of their columns, the long one first; a picture takes the
+    place of the long text."""
+
+    label: str
+    texts: tuple[tuple[str, str], ...]
+    picture: np.ndarray | None
+
+
+def examples(pictures: Mapping[int, np.ndarray], rendered: Rendered) -> Figure:
+    """Each example in a row: its picture, else its long text, and beside it what is said of it.
+
+    `pictures` are bytes (H, W, 3) by line; where several examples all have one they are a grid,
+    with the words under each. A text that does not fit ends with an ellipsis.
+    """
+    found = [example(rendered, at, pictures.get(at)) for at in range(len(rendered.lines))]
+    lay_out = grid_of if 1 < len(found) == len(pictures) else rows_of
+    with plain_style():
+        page = lay_out(found, Pen())
+        cut = any(words.lines[-1:] and words.lines[-1].endswith(CUT) for words in page.words)
+        remark = f"Preset {rendered.preset}."
+        remark += f" What ends with {CUT} stands in full in {rendered.table.file}.md." * cut
+        heads = head_lines(rendered, remark)
+        below = head_height(heads)
+        figure = headed(heads, math.ceil(below + page.height))
+        for box in page.boxes:
+            put_box(figure, box, below)
+        for words in page.words:
+            put_words(figure, words, below)
+    return figure
+
+
+def example(rendered: Rendered, at: int, picture: np.ndarray | None) -> Example:
+    line = rendered.lines[at]
+    label = row_label(line.labels) + " (ours)" * line.ours
+    texts = []
+    for column, cell in zip(value_columns(rendered), line.cells, strict=True):
+        text = shown(cell, rendered.table.decimals(column.name))
+        texts.append((column.name, text or ("" if cell.blank else "empty")))
+    if picture is None:
+        return Example(label, tuple(texts), None)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(
+            f"{rendered.table.id}, row '{label}': a picture must be bytes of shape (H, W, 3), got "
+            f"{picture.dtype} {picture.shape}"
+        )
+    return Example(label, tuple(texts[1:] or texts), picture)
+
+
+def rows_of(found: Sequence[Example], pen: Pen) -> Page:
+    """One example under the other, the parts of each side by side."""
+    page, room = Page(), WIDTH - 2 * MARGIN
+    for one in found:
+        label = pen.fit(one.label, 0.85 * room, 1)  # bold letters are wider than measured
+        page.words.append(Words(label, MARGIN, page.height, weight="bold"))
+        widths = [share * (room + GAP) - GAP for share in shares(one)]
+        left, top = float(MARGIN), page.height + 2 * HEAD
+        beside = widths[-len(one.texts) :]
+        texts = [
+            pen.fit(text, width - 2 * PAD, MOST_LINES)
+            for (_, text), width in zip(one.texts, beside, strict=True)
+        ]
+        height = 2 * PAD + LINE * max(map(len, texts))
+        if one.picture is not None:
+            height = max(height, PICTURE)
+            page.boxes.append(Box(left, top, widths[0], height, one.picture))
+            left += widths[0] + GAP
+        for (name, _), lines, width in zip(one.texts, texts, beside, strict=True):
+            head = pen.fit(name, width, 1, LABEL)
+            page.words.append(Words(head, left, page.height + HEAD, LABEL, GREY))
+            page.words.append(Words(lines, left + PAD, top + PAD))
+            page.boxes.append(Box(left, top, width, height))
+            left += width + GAP
+        page.height += 2 * HEAD + height + GAP
+    return page
+
+
+def shares(one: Example) -> list[float]:
+    """The parts of a row's width: the first for the picture or the long text."""
+    others = len(one.texts) - (one.picture is None)
+    if not others:
+        return [1.0]
+    first = 0.56 if one.picture is None else 0.38
+    return [first, *[(1 - first) / others] * others]
+
+
+def grid_of(found: Sequence[Example], pen: Pen) -> Page:
+    """Two or three pictures beside each other, their words under them."""
+    across = 2 if len(found) in (2, 4) else 3
+    width = (WIDTH - 2 * MARGIN + GAP) / across - GAP
+    tall, page = 0.7 * width, Page()
+    for start in range(0, len(found), across):
+        under, most = page.height + tall + PAD / 2, 0
+        for place, one in enumerate(found[start : start + across]):
+            left = MARGIN + place * (width + GAP)
+            lines = pen.fit("\n".join(text for _, text in one.texts), width, MOST_UNDER)
+            page.boxes.append(Box(left, page.height, width, tall, one.picture, "SW"))
+            page.words.append(Words(pen.fit(one.label, width, 1, LABEL), left, under, LABEL, GREY))
+            page.words.append(Words(lines, left, under + HEAD))
+            most = max(most, len(lines))
+        page.height = under + HEAD + LINE * most + GAP
+    return page
+
+
+def put_words(figure: Figure, words: Words, below: float) -> None:
+    """Draw words, `below` pixels lower than their page has them."""
+    height = figure.get_figheight() * DOTS
+    for number, line in enumerate(words.lines):
+        base = below + words.top + LINE * (number + 0.75)
+        figure.text(
+            words.left / WIDTH,
+            1 - base / height,
+            line,
+            fontsize=words.size,
+            color=words.colour,
+            weight=words.weight,
+            va="baseline",
+        )
+
+
+def put_box(figure: Figure, box: Box, below: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    height = figure.get_figheight() * DOTS
+    left, bottom = box.left / WIDTH, 1 - (below + box.top + box.height) / height
+    size = box.width / WIDTH, box.height / height
+    if box.picture is None:
+        where = figure.transFigure
+        figure.add_artist(Rectangle((left, bottom), *size, facecolor="#F4F4F4", transform=where))
+        return
+    axis = figure.add_axes((left, bottom, *size))
+    axis.imshow(box.picture, aspect="equal")
+    axis.set_anchor(box.anchor)
+    axis.set_axis_off()
+
+
+CUT = "…"
+UNKNOWN = "□"
+"""In place of a letter that the font lacks."""
+
+
+class Pen:
+    """Breaks texts into lines of a width, by the widths of the very letters that are drawn."""
+
+    def __init__(self) -> None:
+        from matplotlib.backends.backend_agg import RendererAgg
+        from matplotlib.font_manager import FontProperties, findfont, get_font
+
+        self.renderer = RendererAgg(1, 1, DOTS)
+        self.fonts: dict[float, FontProperties] = {
+            size: FontProperties(size=size) for size in (LETTER, LABEL)
+        }
+        self.known = set(map(chr, get_font(findfont(self.fonts[LETTER])).get_charmap()))
+
+    def width(self, text: str, size: float = LETTER) -> float:
+        measured = self.renderer.get_text_width_height_descent(text, self.fonts[size], False)
+        return float(measured[0])
+
+    def fit(self, text: str, width: float, most: int, size: float = LETTER) -> tuple[str, ...]:
+        """The lines of a text, at most `most`; where it has more the last ends with an ellipsis."""
+        text = "".join(c if c in self.known or c.isspace() else UNKNOWN for c in text)
+        lines = list(itertools.islice(self.lines(text, width, size), most + 1))
+        if len(lines) > most:
+            last = lines[most - 1]
+            while last and self.width(last + CUT, size) > width:
+                last = last[:-1]
+            lines[most - 1 :] = [last.rstrip() + CUT]
+        return tuple(lines)
+
+    def lines(self, text: str, width: float, size: float) -> Iterator[str]:
+        """All lines, one by one; a word that is wider than a line is broken."""
+        for paragraph in text.splitlines():
+            line = ""
+            for word in paragraph.split():
+                rest = word
+                if line and self.width(f"{line} {rest}", size) <= width:
+                    line = f"{line} {rest}"
+                    continue
+                if line:
+                    yield line
+                while (wide := self.width(rest, size)) > width and len(rest) > 1:
+                    most = max(1, int(len(rest) * width / wide))
+                    while most > 1 and self.width(rest[:most], size) > width:
+                        most -= 1
+                    yield rest[:most]
+                    rest = rest[most:]
+                line = rest
+            yield line
+
+
 # --- all ----------------------------------------------------------------------------------------
 def seeds_remark(rendered: Rendered) -> str:
     if rendered.seeds == 1:
         return f"One seed. Preset {rendered.preset}."
     seeds = f"Mean over {rendered.seeds} seeds, whiskers: standard deviation."
+    if rendered.chosen:
+        seeds = f"Best of {rendered.seeds} seeds by validation, whiskers: their mean ± deviation."
     return f"{seeds} Preset {rendered.preset}."
 
 
 def canvas(
     rendered: Rendered, remark: str, rows: int = 1, columns: int = 1, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure with its title, what keeps it from being compared, and how to read it."""
-    from matplotlib.figure import Figure
-
-    figure, table = Figure((WIDTH / DOTS, HEIGHT / DOTS), dpi=DOTS), rendered.table
-    title, warning = f"{table.id}: {table.title}", caveat(rendered)
-    heads = [(title, 16, "black"), (warning, 12, WARNING), (remark, 10, GREY)]
-    top = 0.985
-    for text, size, colour in heads:
-        if text:
-            figure.text(0.5, top, text, fontsize=size, color=colour, ha="center", va="top")
-            top -= 2.2 * size / HEIGHT
-    rect = (0.01, 0.01, 0.98, top - 0.02)
+    """An empty figure with its head, and its panels."""
+    heads = head_lines(rendered, remark)
+    figure = headed(heads, HEIGHT)
+    rect = (0.01, 0.01, 0.98, 0.98 - head_height(heads) / HEIGHT)
     figure.set_layout_engine("constrained", rect=rect, hspace=0.06, wspace=0.04)
     axes = figure.subplots(rows, columns, sharex=rows > 1, sharey=sharey, squeeze=False)
     return figure, list(axes.ravel())
+
+
+def head_lines(rendered: Rendered, remark: str) -> list[tuple[str, float, str]]:
+    """Title, what keeps the picture from being compared, and how to read it: (text, size, colour).
+
+    A long title is set in smaller letters.
+    """
+    title = rendered.heading
+    heads = [(title, min(16, 1400 / len(title)), "black"), (caveat(rendered), 12.0, WARNING)]
+    return [head for head in (*heads, (remark, 10.0, GREY)) if head[0]]
+
+
+def head_height(heads: Sequence[tuple[str, float, str]]) -> float:
+    """In pixels."""
+    return 10.5 + sum(2.2 * size for _, size, _ in heads)
+
+
+def headed(heads: Sequence[tuple[str, float, str]], height: float) -> Figure:
+    """A figure of a height in pixels that is empty but for its head."""
+    from matplotlib.figure import Figure
+
+    figure, used = Figure((WIDTH / DOTS, height / DOTS), dpi=DOTS), 10.5
+    for text, size, colour in heads:
+        figure.text(
+            0.5, 1 - used / height, text, fontsize=size, color=colour, ha="center", va="top"
+        )
+        used += 2.2 * size
+    return figure
 
 
 def caveat(rendered: Rendered) -> str:
@@ -335,5 +604,5 @@ def caveat(rendered: Rendered) -> str:
     if rendered.preset == "demo":
         return "synthetic data: not comparable with the paper"
     if any(cell.unlike for line in rendered.lines for cell in line.cells):
-        return f"not comparable with the paper, for the reasons in {rendered.table.name}.md"
+        return f"not comparable with the paper, for the reasons in {rendered.table.file}.md"
     return ""

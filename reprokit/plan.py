@@ -30,8 +30,9 @@ NO_DATA = "no data"
 """In place of the fingerprint of data that a dry run does not find."""
 NO_MODEL = "no model"
 """In place of the fingerprint of a pretrained model that a dry run does not reach."""
-STANDINS = ("none", "planted")
-"""In place of a model's name: there is none, or the synthetic world answers for it."""
+STANDINS = ("none", "planted", "palette", "extractive")
+"""In place of a model's name: there is none, the synthetic world answers for it, or a rule that
+reads the colours of a picture, or picks sentences of a text, does its work."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Request:
     """Language model of every system that has one; empty: what its settings name."""
     text_encoder: str = ""
     image_encoder: str = ""
-    """The same of the frozen encoders of texts and of images."""
+    captioner: str = ""
+    """The same of the frozen encoders of texts and of images, and of the captioner of images."""
     overrides: tuple[str, ...] = ()
     """`system.key=value`."""
     data_dir: Path = Path("data")
@@ -115,7 +117,7 @@ class Plan:
 def user_settings(
     request: Request, overrides: Mapping[str, Mapping[str, Any]], paper: str, name: str
 ) -> dict[str, Any]:
-    """What --llm, --text-encoder, --image-encoder and --set ask of a system; --set wins."""
+    """What the options that name models (see `OPTIONS`) and --set ask of a system; --set wins."""
     system: System = PAPERS[paper].SYSTEMS[name]
     settings = {"llm": system.backbone, **system.encoders}
     typed = {settings.get(kind, ""): model for kind, model in typed_models(request).items()}
@@ -124,12 +126,27 @@ def user_settings(
 
 def typed_models(request: Request) -> dict[str, str]:
     """The pretrained models that the user named, by kind."""
-    typed = {"llm": request.llm, "text": request.text_encoder, "image": request.image_encoder}
+    typed = {
+        "llm": request.llm,
+        "text": request.text_encoder,
+        "image": request.image_encoder,
+        "caption": request.captioner,
+    }
     return {kind: name for kind, name in typed.items() if name}
 
 
-OPTIONS = {"llm": "--llm", "text": "--text-encoder", "image": "--image-encoder"}
-WORDS = {"llm": "language model", "text": "text encoder", "image": "image encoder"}
+OPTIONS = {
+    "llm": "--llm",
+    "text": "--text-encoder",
+    "image": "--image-encoder",
+    "caption": "--captioner",
+}
+WORDS = {
+    "llm": "a language model",
+    "text": "a text encoder",
+    "image": "an image encoder",
+    "caption": "a captioner",
+}
 
 
 def models_of(run: Run) -> dict[str, str]:
@@ -170,13 +187,7 @@ def plan(request: Request) -> Plan:
             f"unknown preset '{request.preset}'{did_you_mean(request.preset, PRESETS)} "
             f"Choose from {', '.join(PRESETS)}."
         )
-    tables = resolve(request.targets)
-    datasets = list(dict.fromkeys(name for table in tables for name in table.datasets))
-    if request.dataset and request.dataset not in datasets:
-        raise RequestError(
-            f"no target has data set '{request.dataset}'{did_you_mean(request.dataset, datasets)} "
-            f"These targets have: {', '.join(datasets) or 'none'}."
-        )
+    tables = made_on(request.dataset, resolve(request.targets))
     picked = pick_rows(request.rows, tables)
     planner = Planner(request, parse_overrides(request.overrides, tables))
     systems = systems_of(tables).values()
@@ -184,7 +195,7 @@ def plan(request: Request) -> Plan:
         if not any(s.backbone if kind == "llm" else kind in s.encoders for s in systems):
             raise RequestError(
                 f"{OPTIONS[kind]} {name}: no row of {', '.join(t.id for t in tables)} has "
-                f"a{'n' * (kind == 'image')} {WORDS[kind]}"
+                f"{WORDS[kind]}"
             )
     spots = [spot for table in tables for spot in planner.spots(table, picked)]
     # Requested cells come first: what they look up also serves the others, which may not ask.
@@ -203,6 +214,22 @@ def plan(request: Request) -> Plan:
         lines = "; ".join([*planner.missing.values(), *planner.unknown.values()])
         raise DataError(lines) if planner.missing else RequestError(lines)
     return planned
+
+
+def made_on(dataset: str, tables: Sequence[Table]) -> list[Table]:
+    """The tables on a data set: those that only name it among the others are made on it instead of
+    their own; all are left as they are where it is empty. Raises RequestError for an unknown one.
+    """
+    known = list(dict.fromkeys(n for table in tables for n in (*table.datasets, *table.others)))
+    if dataset and dataset not in known:
+        raise RequestError(
+            f"no target has data set '{dataset}'{did_you_mean(dataset, known)} "
+            f"These targets have: {', '.join(known) or 'none'}."
+        )
+    return [
+        table.on(dataset) if dataset in table.others and dataset not in table.datasets else table
+        for table in tables
+    ]
 
 
 class Planner:
@@ -269,6 +296,10 @@ class Planner:
                     from reprokit.backbones import identify
 
                     self.models[kind, name] = identify(name, cache, offline), ""
+                elif kind == "caption":
+                    from reprokit.captions import identify_captioner
+
+                    self.models[kind, name] = identify_captioner(name, cache, offline), ""
                 else:
                     from reprokit.encoders import identify_encoder
 
@@ -494,9 +525,11 @@ def model_downloads(planned: Plan) -> Iterator[str]:
     for kind, name in named:
         if name in STANDINS or name.startswith("endpoint:"):
             continue
+        if kind == "caption" and (line := captioner_download(name, planned)):
+            yield line
+        if kind in ("text", "image") and name in planned.unreached:
+            yield f"{name} (size not known): {planned.unreached[name]}"
         if kind != "llm":
-            if name in planned.unreached:
-                yield f"{name} (size not known): {planned.unreached[name]}"
             continue
         from reprokit.sizes import download_bytes
 
@@ -508,3 +541,19 @@ def model_downloads(planned: Plan) -> Iterator[str]:
         if size or reason:
             text = megabytes(size) if size else "size not known"
             yield f"{name} ({text}): {reason or 'by the first run that uses it'}"
+
+
+BLIP2_BYTES = 15_500_000_000
+"""Of BLIP-2 with OPT-2.7B, the only captioner that has a name of its own."""
+
+
+def captioner_download(name: str, planned: Plan) -> str:
+    """The line of a captioner that is not on this machine; empty where it is."""
+    from reprokit.captions import BLIP2, locate_captioner
+    from reprokit.encoders import on_this_machine
+
+    reason = planned.unreached.get(name, "")
+    if not reason and on_this_machine(locate_captioner(name)):
+        return ""
+    size = megabytes(BLIP2_BYTES) if name == BLIP2 else "size not known"
+    return f"{name} ({size}): {reason or 'by the first run that uses it'}"

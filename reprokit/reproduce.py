@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -174,13 +175,16 @@ def execute_one(
     return result.metrics
 
 
-HEADLINE = tuple(
-    f"{split}/{name}" for name in ("auc", "a/mrr", "b/mrr") for split in ("valid", "test")
-)
+HEADLINE = {
+    **{f"{split}/{m}": 4 for m in ("auc", "a/mrr", "b/mrr") for split in ("valid", "test")},
+    "test/accuracy": 2,
+    "test/fpr": 2,
+}
+"""Metrics that the end of a run is told with, and their decimals; the last two are in percent."""
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    shown = [f"{name} {metrics[name]:.4f}" for name in HEADLINE if name in metrics]
+    shown = [f"{name} {metrics[name]:.{n}f}" for name, n in HEADLINE.items() if name in metrics]
     return ", ".join(shown) or f"{len(metrics)} numbers"
 
 
@@ -279,7 +283,10 @@ Cells = dict[tuple[int, str], Cell]
 
 
 def assemble(planned: Plan, outcome: Outcome) -> tuple[list[Rendered], int]:
-    """Write every table of the plan from the store; returns them and the exit status."""
+    """Write the tables of the plan from the store; returns them and the exit status.
+
+    A table of which no cell is requested is left as it is.
+    """
     store, request = Store(planned.request.out), planned.request
     results = {run.id: stored for run in planned.runs if (stored := store.load(run))}
     whole = not (request.rows or request.dataset)
@@ -288,6 +295,8 @@ def assemble(planned: Plan, outcome: Outcome) -> tuple[list[Rendered], int]:
     rendered = []
     for table in built:
         spots = [spot for spot in planned.spots if spot.table.id == table.id]
+        if not any(spot.requested for spot in spots):
+            continue
         cells = fill(planned, spots, results, outcome)
         empty |= any(
             spot.requested and not spot.blank and not cells[spot.line, spot.name].made
@@ -343,11 +352,17 @@ def from_runs(planned: Plan, spot: Spot, results: Results, outcome: Outcome) -> 
         return Cell(reason=spot.reason if spot.reason and not finished else done)
     name = spot.column.metric.replace("{part}", spot.row.part)
     found = [stored["metrics"].get(name) for stored in finished]
-    if any(value is None for value in found):
+    if any(value is None or value == "" for value in found):
         return Cell(reason=f"no {name}: its rows do not allow it, or the system does not give it")
-    if isinstance(found[0], str):
-        return Cell(text=found[0], unlike=unlike(planned, spot, finished))
-    return Cell(values=tuple(found), unlike=unlike(planned, spot, finished))
+    by = spot.table.best_by if len(finished) > 1 else ""
+    judged = [stored["metrics"].get(by) for stored in finished]
+    if by and any(value is None for value in judged):
+        return Cell(reason=f"no {by}, by which the best of its runs is chosen")
+    chosen = found[judged.index(max(judged))] if by else found[0]  # of equals the lowest seed
+    why = unlike(planned, spot, finished)
+    if isinstance(chosen, str):
+        return Cell(text=chosen, unlike=why)
+    return Cell(values=tuple(found), unlike=why, best=chosen if by else None)
 
 
 def unlike(planned: Plan, spot: Spot, finished: Sequence[Any]) -> str:
@@ -356,6 +371,7 @@ def unlike(planned: Plan, spot: Spot, finished: Sequence[Any]) -> str:
     source: Source = PAPERS[run.paper].DATASETS[run.dataset]
     changed = planned.overrides.get(run.system, {})
     reasons = ["synthetic data"] if source.synthetic else []
+    reasons += ["another data set than the paper's"] if spot.table.instead else []
     reasons += [f"{name} set to {value}" for name, value in changed.items()]
     reasons += dict.fromkeys(text for stored in finished for text in stored["deviations"])
     return ", ".join(reasons)
@@ -464,7 +480,7 @@ def folder_of(planned: Plan, table: Table) -> Path:
 
 
 def picture_of(planned: Plan, table: Table) -> Path:
-    return folder_of(planned, table) / f"{table.name}.png"
+    return folder_of(planned, table) / f"{table.file}.png"
 
 
 def write(planned: Plan, rendered: Rendered, spots: Sequence[Spot], results: Results) -> None:
@@ -475,8 +491,9 @@ def write(planned: Plan, rendered: Rendered, spots: Sequence[Spot], results: Res
     table = rendered.table
     base = folder_of(planned, table)
     points = points_of(planned, spots, results) if table.draw == "scatter" else {}
+    shown = pictures_of(planned, spots, results) if table.draw == "examples" else {}
     picture = picture_of(planned, table)
-    drawn = bool(table.is_figure and table.draw) and draw(rendered, points, picture)
+    drawn = bool(table.is_figure and table.draw) and draw(rendered, points, shown, picture)
     texts = {
         ".csv": to_csv(rendered),
         ".md": to_markdown(rendered, picture.name if drawn else ""),
@@ -485,16 +502,17 @@ def write(planned: Plan, rendered: Rendered, spots: Sequence[Spot], results: Res
     if table.draw == "scatter":
         texts |= {".summary.csv": texts[".csv"], ".csv": to_points_csv(points)}
     for suffix, text in texts.items():
-        with atomic(base / f"{table.name}{suffix}") as file:
+        with atomic(base / f"{table.file}{suffix}") as file:
             file.write(text)
     runs = dict.fromkeys(run for spot in spots for run in spot.runs)
     stored = [results[run.id] for run in runs if run.id in results]
     cells = [cell for line in rendered.lines if not line.ours for cell in line.cells]
     write_json(
-        base / f"{table.name}.json",
+        base / f"{table.file}.json",
         {
             "target": table.id,
             "title": table.title,
+            "instead": rendered.instead,
             "preset": rendered.preset,
             "command": rendered.command,
             "notes": list(rendered.notes),
@@ -545,29 +563,56 @@ def to_points_csv(points: Mapping[str, np.ndarray]) -> str:
     return csv_text([names, *(list(row) for row in zip(*columns, strict=True))])
 
 
-def draw(rendered: Rendered, points: Mapping[str, np.ndarray], path: Path) -> bool:
+def pictures_of(planned: Plan, spots: Sequence[Spot], results: Results) -> dict[int, np.ndarray]:
+    """By line: the picture kept with the first seed's run of an example, (H, W, 3) bytes."""
+    store, kept, found = Store(planned.request.out), {}, {}
+    for spot in spots:
+        if not (spot.runs and spot.row and spot.runs[0].id in results):
+            continue
+        run, name = spot.runs[0], f"picture/{spot.row.part}"
+        if name in results[run.id]["predictions"]["columns"]:
+            if run.id not in kept:
+                kept[run.id] = store.predictions(run)
+            found[spot.line] = kept[run.id][name]
+    return found
+
+
+def draw(
+    rendered: Rendered,
+    points: Mapping[str, np.ndarray],
+    pictures: Mapping[int, np.ndarray],
+    path: Path,
+) -> bool:
     """Draw what is finished, and say whether that is anything; if not, no picture is left."""
     kind = rendered.table.draw
     cells = [cell for line in rendered.lines for cell in line.cells]
-    if not (points if kind == "scatter" else any(figures.drawable(cell) for cell in cells)):
+    something = any(figures.drawable(cell) for cell in cells)
+    if kind in ("scatter", "examples"):
+        something = bool(points) or any(cell.text for cell in cells)
+    if not something:
         path.unlink(missing_ok=True)
         return False
-    over_cells = {"bars": figures.bars, "lines": figures.lines}
-    figure = figures.scatter(points, rendered) if kind == "scatter" else over_cells[kind](rendered)
+    if kind == "scatter":
+        figure = figures.scatter(points, rendered)
+    elif kind == "examples":
+        figure = figures.examples(pictures, rendered)
+    else:
+        figure = {"bars": figures.bars, "lines": figures.lines}[kind](rendered)
     figures.save(figure, path)
     return True
 
 
 def progress_of(out: Path, table: Table) -> str:
-    """What is done of a table, by preset, from its provenance files."""
+    """What is done of a table, by preset and data set, from its provenance files."""
     parts = []
-    for preset in PRESETS:
-        path = out / preset / table.paper / f"{table.name}.json"
+    for preset, one in product(PRESETS, (table, *map(table.on, table.others))):
+        path = out / preset / table.paper / f"{one.file}.json"
+        made = f"{preset} on {one.instead}" if one.instead else preset
         try:
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            parts.append(f"{preset} {cells['filled']}/{cells['of']} cells")
+            parts.append(f"{made} {cells['filled']}/{cells['of']} cells")
         except FileNotFoundError:
             continue
         except (OSError, ValueError, LookupError, TypeError):
-            parts.append(f"{preset}: {path.name} is damaged")
+            parts.append(f"{made}: {path.name} is damaged")
     return ", ".join(parts)

@@ -170,9 +170,9 @@ class System:
     backbone: str = ""
     """Name of the setting that names a language model; empty where there is none."""
     encoders: Mapping[str, str] = field(default_factory=dict)
-    """By kind of a frozen encoder, "text" or "image": the setting that names it."""
+    """By kind of a frozen encoder, "text", "image" or "caption": the setting that names it."""
     reads: Callable[[Any], Collection[str]] | None = None
-    """Which of "llm", "text" and "image" a run with some settings reads; None: all named."""
+    """Which of `KINDS` a run with some settings reads; None: all named."""
     by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ by language model; they win over the preset's."""
 
@@ -186,7 +186,7 @@ class System:
         return self.by_backbone.get(name, {})
 
     def pretrained(self, settings: Any) -> dict[str, str]:
-        """Names of the pretrained models behind a run, by "llm", "text" or "image"."""
+        """Names of the pretrained models behind a run, by kind."""
         named = {"llm": self.backbone} if self.backbone else {}
         named |= self.encoders
         read = named if self.reads is None else self.reads(settings)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -52,7 +54,8 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = ""
     part: str = ""
-    """Fills `{part}` of the columns' metrics, such as the domain that a row is about."""
+    """Fills `{part}` of the columns' metrics, such as the domain or the example that a row is
+    about."""
     base: str = ""
     """Label of the row that RelaImpr compares with."""
     best_of: tuple[str, ...] = ()
@@ -83,12 +86,21 @@ class Table:
     draw: str = "bars"
     """A figure as "bars" over its cells, as "scatter" of the points kept with its runs, or as
     "lines": its rows "name = value" are a panel for each name, a line over the values of its only
-    column, and our own rows dashed lines."""
+    column, and our own rows dashed lines; or as "examples": a row is an example, its cells are
+    texts, and a picture of it may be kept with its run as `picture/` and the row's part. Empty:
+    no picture is drawn."""
+    others: tuple[str, ...] = ()
+    """Data sets on which the table can be made too, though the paper did not."""
+    instead: str = ""
+    """The one of them that it is made on; see `on`."""
     seeds: int = 5
     demo_seeds: int = 2
     """In their place in the demo preset, where they are fewer."""
     choose: str = "valid/auc"
     """Validation metric by which a best-of row chooses; the mean over seeds, higher is better."""
+    best_by: str = ""
+    """Validation metric, higher is better, by which the best of a cell's runs fills it where the
+    paper prints its best one; empty: the mean over the runs does."""
     protocol: tuple[tuple[str, str], ...] = ()
     """What was measured and how: (topic, text)."""
     open_points: tuple[str, ...] = ()
@@ -103,6 +115,25 @@ class Table:
         return self.id.split("/")[1]
 
     @property
+    def file(self) -> str:
+        """Name of its files: those made on another data set stand beside the table's own."""
+        return f"{self.name}-{self.instead}" if self.instead else self.name
+
+    def on(self, dataset: str) -> Table:
+        """The table with one of `others` in place of every data set that it names."""
+
+        def moved(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(replace(part, dataset=dataset) if part.dataset else part for part in parts)
+
+        return replace(
+            self,
+            columns=moved(self.columns),
+            rows=moved(self.rows),
+            sanity=moved(self.sanity),
+            instead=dataset,
+        )
+
+    @property
     def is_figure(self) -> bool:
         """Whether nothing is printed to stand beside ours: a figure, or a table of our own."""
         return self.ours or self.name.startswith("figure")
@@ -111,6 +142,8 @@ class Table:
     def nothing_printed(self) -> str:
         if self.ours:
             return "the paper has no such table"
+        if self.draw == "examples":
+            return "the paper prints examples of its own"
         return "the paper prints a picture and no numbers"
 
     @cached_property
@@ -201,6 +234,8 @@ class Cell:
     """Why the value cannot be compared with print: other data, settings or backbones."""
     derived: bool = False
     """Computed from other cells; those are judged."""
+    best: float | None = None
+    """Of the seed that validation prefers, where the best of several fills the cell."""
 
     @property
     def made(self) -> bool:
@@ -211,19 +246,24 @@ class Cell:
         return fmean(self.values)
 
     @property
+    def value(self) -> float:
+        """What fills the cell and is judged."""
+        return self.mean if self.best is None else self.best
+
+    @property
     def std(self) -> float | None:
         """Sample standard deviation over seeds, None for one."""
         return stdev(self.values) if len(self.values) > 1 else None
 
 
 def improvement(cell: Cell, base: Cell) -> Cell:
-    """RelaImpr of the mean AUC over the base row's, as the paper computes it from means."""
+    """RelaImpr of one cell's AUC over the base row's, as the paper computes it from means."""
     if not cell.values:
         return cell
     if not base.values:
         return Cell(reason="the base row has no value")
     unlike = cell.unlike or base.unlike
-    return Cell(values=(rela_impr(cell.mean, base.mean),), unlike=unlike, derived=True)
+    return Cell(values=(rela_impr(cell.value, base.value),), unlike=unlike, derived=True)
 
 
 @dataclass(frozen=True)
@@ -253,13 +293,30 @@ class Rendered:
     settings: tuple[tuple[str, str, str, str], ...] = ()
     """(system, setting, value, reason)."""
 
+    @property
+    def heading(self) -> str:
+        """Target and title, and the data set where it is another one than the paper's."""
+        title = f"{self.table.id}: {self.table.title}"
+        return f"{title}, on {self.instead}" if self.instead else title
+
+    @property
+    def instead(self) -> str:
+        """The data set in place of the paper's, as its runs have it."""
+        prefix = "demo-" if self.preset == "demo" and self.table.instead else ""
+        return prefix + self.table.instead
+
+    @property
+    def chosen(self) -> bool:
+        """Whether cells have the best of several runs."""
+        return bool(self.table.best_by) and self.seeds > 1
+
 
 def verdict(cell: Cell, printed: str, tolerance: float) -> str:
     """How our cell stands to the published one, in a word or two.
 
     `equal` (counts), `reproduced`: within the tolerance, or print within two standard deviations
-    of our mean; `differs` otherwise. `not comparable`, `derived`, `not printed` and `empty` say why
-    there is nothing to judge.
+    of our number; `differs` otherwise. `not comparable`, `derived`, `not printed` and `empty` say
+    why there is nothing to judge.
     """
     if cell.blank:
         return "not printed"
@@ -269,12 +326,12 @@ def verdict(cell: Cell, printed: str, tolerance: float) -> str:
         return "not comparable"
     if cell.derived:
         return "derived"
-    if cell.text:
+    if cell.text and printed:
         return "equal" if cell.text == printed else "differs"
     value = number(printed)
     if value is None:
         return "not printed"
-    gap = abs(cell.mean - value)
+    gap = abs(cell.value - value)
     if tolerance == 0:
         return "equal" if gap == 0 else "differs"
     return "reproduced" if gap <= max(tolerance, 2 * (cell.std or 0.0)) else "differs"
@@ -283,7 +340,7 @@ def verdict(cell: Cell, printed: str, tolerance: float) -> str:
 def shown(cell: Cell, decimals: int) -> str:
     """Our value as the CSV has it; empty where there is none."""
     if cell.values:
-        return fixed(cell.mean, decimals)
+        return fixed(cell.value, decimals)
     return cell.text
 
 
@@ -299,7 +356,7 @@ def fixed(value: float, decimals: int) -> str:
 
 
 def to_csv(rendered: Rendered) -> str:
-    """Ours in the published shape: same header, rows and order; the mean over seeds, or nothing."""
+    """Ours in the published shape: same header, rows and order; a number, a text or nothing."""
     published = rendered.table.published
     names = published.header[published.n_labels :]
     rows = [
@@ -311,7 +368,7 @@ def to_csv(rendered: Rendered) -> str:
     return csv_text([list(published.header), *rows])
 
 
-COMPARE = "row,column,published,mean,std,n,difference,verdict,reason"
+COMPARE = "row,column,published,best,mean,std,n,difference,verdict,reason"
 
 
 def to_compare_csv(rendered: Rendered) -> str:
@@ -319,12 +376,13 @@ def to_compare_csv(rendered: Rendered) -> str:
     rows = [COMPARE.split(",")]
     for line, column, cell, printed in spread(rendered):
         value = number(printed)
-        difference = f"{cell.mean - value:+.4g}" if cell.values and value is not None else ""
+        difference = f"{cell.value - value:+.4g}" if cell.values and value is not None else ""
         rows.append(
             [
                 row_label(line.labels),
                 column.name,
                 printed,
+                "" if cell.best is None else f"{cell.best:.9g}",
                 f"{cell.mean:.9g}" if cell.values else cell.text,
                 "" if cell.std is None else f"{cell.std:.3g}",
                 str(len(cell.values)),
@@ -360,7 +418,7 @@ def csv_text(rows: list[list[str]]) -> str:
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up, so that it reads well in a terminal too."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped = [["<br>".join(c.replace("|", "\\|").splitlines()) for c in row] for row in rows]
     widths = [max(3, *(len(row[at]) for row in escaped)) for at in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
@@ -372,20 +430,71 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 def to_grid(rendered: Rendered) -> str:
     """The table itself: each cell is ours, its spread over seeds, and print in brackets."""
-    published, marks = rendered.table.published, reasons(rendered)
-    rows = [list(published.header)]
+    marks = reasons(rendered)
+    rows = [list(rendered.table.published.header)]
     for line in rendered.lines:
-        first = line.labels[0] + (" (ours)" if line.ours else "") + (" *" if line.note else "")
-        rows.append([first, *line.labels[1:]])
-        for column, cell, printed in columns_of(rendered, line):
-            decimals = rendered.table.decimals(column.name)
-            text = shown(cell, decimals)
-            if cell.std is not None:
-                text += f" ± {fixed(cell.std, decimals)}"
-            if not cell.made and not cell.blank:
-                text = f"[{marks[cell.reason]}]"
-            rows[-1].append(f"{text} ({printed})" if printed else text)
+        cells = columns_of(rendered, line)
+        rows.append([*head_of(line), *(cell_text(rendered, *one, marks) for one in cells)])
     return grid(rows)
+
+
+def head_of(line: Line) -> list[str]:
+    """The labels of a row, with what marks it."""
+    marks = " (ours)" * line.ours + " *" * bool(line.note)
+    return [line.labels[0] + marks, *line.labels[1:]]
+
+
+def cell_text(
+    rendered: Rendered, column: Column, cell: Cell, printed: str, marks: Mapping[str, int]
+) -> str:
+    """A cell as a reader sees it: the best run if one was chosen, mean and spread, and print."""
+    decimals = rendered.table.decimals(column.name)
+    text = shown(cell, decimals)
+    if cell.best is not None:
+        text += f"; {fixed(cell.mean, decimals)}"
+    if cell.std is not None:
+        text += f" ± {fixed(cell.std, decimals)}"
+    if not cell.made and not cell.blank:
+        text = f"[{marks[cell.reason]}]"
+    return f"{text} ({printed})" if printed else text
+
+
+LONG = 100
+"""Letters from which on a text has no place in a grid."""
+
+
+def body(rendered: Rendered, markdown: bool) -> str:
+    """The cells as a grid; those of a table with long texts as a section for each row."""
+    texts = [cell.text for line in rendered.lines for cell in line.cells]
+    if any(len(text) > LONG or len(text.splitlines()) > 1 for text in texts):
+        return to_sections(rendered, markdown)
+    return to_grid(rendered)
+
+
+def to_sections(rendered: Rendered, markdown: bool) -> str:
+    """A section for each row, with all its texts in full: quoted in Markdown, else indented."""
+    marks, parts = reasons(rendered), []
+    for line in rendered.lines:
+        head = row_label(head_of(line))
+        parts.append(f"### {literal(head)}" if markdown else head)
+        for column, cell, printed in columns_of(rendered, line):
+            text = cell_text(rendered, column, cell, printed, marks)
+            if cell.blank:
+                continue
+            if markdown:
+                parts.append(f"**{literal(column.name)}**")
+                parts.append("\n".join(f"> {literal(row)}  " for row in text.splitlines()))
+            else:
+                rows = [row for one in text.splitlines() for row in textwrap.wrap(one, 92) or [""]]
+                parts.append("\n".join([f"  {column.name}", *(f"    {row}" for row in rows)]))
+    return "\n\n".join(parts)
+
+
+def literal(text: str) -> str:
+    """A line of text that Markdown shows as it is."""
+    special = r"([\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;))"
+    text = re.sub(special, r"\\\1", text.strip())
+    return re.sub(r"^(\d+(?=[.)])|(?=[#+=-]))", r"\1\\", text)  # else a heading, or a list
 
 
 def reasons(rendered: Rendered) -> dict[str, int]:
@@ -423,16 +532,21 @@ def unlike_rows(rendered: Rendered) -> dict[str, list[str]]:
 def to_markdown(rendered: Rendered, picture: str = "") -> str:
     """The table with everything a reader needs to judge it; `picture` is a figure's file name."""
     table = rendered.table
-    parts = [f"# {table.id}: {table.title}"]
+    parts = [f"# {rendered.heading}"]
     if rendered.preset == "demo":
         parts.append(
             "**These numbers are not comparable with the paper's**: the `demo` preset runs small "
             "models on synthetic data. Use `--preset small` or `--preset paper` for real data."
         )
+    if rendered.instead:
+        parts.append(
+            f"**Made on {rendered.instead}**, which the paper does not use: no number here can "
+            "reproduce one of its numbers."
+        )
     parts.append(reading(rendered))
     if picture:
         parts.append(f"![{table.title}]({picture})")
-    parts.append(to_grid(rendered))
+    parts.append(body(rendered, markdown=True))
     if notes := footnotes(rendered):
         parts.append("\n".join(("\\" if note[0] == "*" else "") + note + "  " for note in notes))
     if rendered.preset != "demo" and not table.is_figure:
@@ -454,16 +568,16 @@ def to_markdown(rendered: Rendered, picture: str = "") -> str:
 
 def reading(rendered: Rendered) -> str:
     """How to read a cell."""
-    several = f"mean ± standard deviation over {rendered.seeds} seeds"
-    several = several if rendered.seeds > 1 else "one seed"
-    if rendered.table.is_figure:
-        text = (
-            f"Each cell: ours ({several}); {rendered.table.nothing_printed}, so there is nothing "
-            "to compare with."
-        )
+    n, table = rendered.seeds, rendered.table
+    several = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
+    if rendered.chosen:
+        several = f"the best of {n} seeds by `{table.best_by}`; {several}"
+    if table.is_figure:
+        printed = f"; {table.nothing_printed}, so there is nothing to compare with."
     else:
-        text = f"Each cell: ours ({several}), the published number in brackets."
-    return f"{text} Preset `{rendered.preset}`."
+        own = ", on the paper's own data," if rendered.instead else ""
+        printed = f", the published number{own} in brackets."
+    return f"Each cell: ours ({several}){printed} Preset `{rendered.preset}`."
 
 
 def verdicts(rendered: Rendered) -> str:
@@ -476,7 +590,7 @@ def verdicts(rendered: Rendered) -> str:
             continue
         decimals = rendered.table.decimals(column.name)
         word = verdict(cell, printed, column.tolerance)
-        ours, gap = fixed(cell.mean, decimals), f"{cell.mean - value:+.{decimals}f}"
+        ours, gap = fixed(cell.value, decimals), f"{cell.value - value:+.{decimals}f}"
         rows.append((row_label(line.labels), column.name, ours, printed, gap, word))
         judged[column.definition or column.name] = column.tolerance
     if len(rows) == 1:
@@ -484,7 +598,8 @@ def verdicts(rendered: Rendered) -> str:
     near = ", ".join(f"{name} within {value:g}" for name, value in judged.items() if value)
     rule = "Equal: the same count."
     if near:
-        rule = f"Reproduced: {near} of print, or print within two standard deviations of our mean."
+        our = "our best run" if rendered.chosen else "our mean"
+        rule = f"Reproduced: {near} of print, or print within two standard deviations of {our}."
     return grid(rows) + "\n\n" + rule
 
 
@@ -493,6 +608,12 @@ def protocol(rendered: Rendered) -> str:
     used = dict.fromkeys(column.definition for column in table.columns if column.definition)
     lines = [f"- **{topic}**: {text}" for topic, text in table.protocol]
     lines += [f"- **Metric {name}**: {METRICS[name]}" for name in used]
+    if rendered.chosen:
+        lines.append(
+            f"- **Best of the repeats**: a cell has the value of the run, of {rendered.seeds} that "
+            f"differ in the seed alone, with the highest `{table.best_by}` (of equals, the lowest "
+            "seed); the mean and spread over all of them stand beside it."
+        )
     if rendered.seeds > 1:
         lines.append(
             f"- **Seeds**: 0 to {rendered.seeds - 1}; a seed decides initial weights, the order of "
@@ -505,12 +626,13 @@ def protocol(rendered: Rendered) -> str:
 def to_text(table: Table) -> str:
     """The published table, for `show`; of a figure our rows."""
     published = table.published
+    also = f"\n\nWith --dataset also on: {', '.join(table.others)}." if table.others else ""
     if not table.is_figure:
-        return grid([published.header, *published.rows])
+        return grid([published.header, *published.rows]) + also
     kind = "A table of ours" if table.ours else "A figure"
     if not published.rows:
         return f"{kind}: {table.nothing_printed}. Not built yet."
     empty = ("",) * len(table.columns)
     ours = [(f"{row.label} (ours)", *empty) for row in table.sanity]
     rows = grid([published.header, *published.rows, *ours])
-    return f"{kind}: {table.nothing_printed}. Our rows:\n\n{rows}"
+    return f"{kind}: {table.nothing_printed}. Our rows:\n\n{rows}{also}"

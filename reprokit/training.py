@@ -7,7 +7,7 @@ What a run may rely on:
   repeated to even out the shares weigh nothing.
 - Early stopping watches a validation metric; the best state is restored at the end. With several
   metrics, such as one per domain, each has its own best state, and training stops when none of
-  them gets better.
+  them gets better. Epochs before `Fit.min_epochs` have no say in either.
 - A checkpoint holds all that decides the next step (model, optimiser, position, best state, random
   generators), as safetensors with a JSON header, so that a killed run ends with the same bytes.
 - A finished stage (a CF model, an adapter) is kept by what decides it, and every run that needs the
@@ -86,6 +86,23 @@ class Fit:
     """Largest gradient norm; 0: no clipping."""
     eval_batch: int = 4096
     """Rows scored at once by one process."""
+    min_epochs: int = 0
+    """Number, from 1, of the first epoch that may be the best one; those before it neither choose
+    the state nor count for `patience`."""
+
+    def __post_init__(self) -> None:
+        least = max(1, self.min_epochs)
+        if self.max_epochs < least:
+            raise ValueError(
+                f"max_epochs must be at least {least}, or no epoch could be chosen; got "
+                f"{self.max_epochs} (min_epochs {self.min_epochs})"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the outcome. Without `min_epochs` where it is 0: stages of before there
+        was such a field stay what they are."""
+        return {k: v for k, v in asdict(self).items() if k != "min_epochs" or v}
 
 
 @dataclass
@@ -198,7 +215,7 @@ def fit(
             if checkpoint and loop.due(saved, checkpoint_seconds):
                 loop.save()
                 saved = time.monotonic()
-        loop.end_epoch(evaluate(fitted.predict))
+        loop.end_epoch(evaluate(fitted.predict), settings.min_epochs)
     fitted.choose(monitors[0])
     fitted.earlier_seconds = loop.earlier_seconds
     return fitted
@@ -262,7 +279,7 @@ def stage(
     run = job.run
     identity = {
         **what,
-        "fit": asdict(settings),
+        "fit": settings.identity,
         "monitor": monitors[0] if len(monitors) == 1 else list(monitors),
         "seed": run.seed,
         "dataset": run.dataset,
@@ -530,13 +547,14 @@ class Loop:
         votes = self.accelerator.gather(torch.tensor([float(late)], device=self.accelerator.device))
         return bool(votes[0])
 
-    def end_epoch(self, metrics: dict[str, float]) -> None:
+    def end_epoch(self, metrics: dict[str, float], min_epochs: int) -> None:
         mean_loss = float(self.accelerator.gather(self.loss_sum[None]).sum()) / self.rows
         finite(mean_loss, f"training loss of epoch {self.epoch + 1}")
         for name in self.record.monitors:
             finite(metrics[name], f"validation {name}")
         self.record.epochs.append({"loss": mean_loss, **metrics})
-        if better := self.record.update(self.epoch, metrics):
+        judged = self.epoch + 1 >= min_epochs
+        if judged and (better := self.record.update(self.epoch, metrics)):
             state = {k: tensor.cpu().clone() for k, tensor in trainable_state(self.wrapped).items()}
             self.best |= dict.fromkeys(better, state)
         self.epoch, self.step, self.rows = self.epoch + 1, 0, 0
@@ -663,7 +681,7 @@ def finite(value: float, what: str) -> float:
 
 def describe(record: Record) -> str:
     if not record.best:
-        return "no validation yet"
+        return "too early to choose" if record.epochs else "no validation yet"
     return ", ".join(
         f"best {name} {value:.4f} in epoch {record.best_epoch[name] + 1}"
         for name, value in record.best.items()

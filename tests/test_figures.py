@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,7 @@ def test_a_metric_of_another_kind_has_a_panel_of_its_own_that_starts_at_zero():
 
 def test_whiskers_are_the_standard_deviation_over_seeds():
     (axis,) = figures.bars(TWO).axes
-    first, second = (container.errorbar.lines[2][0] for container in axis.containers[1::2])
+    first, second = (container.lines[2][0] for container in axis.containers[1::2])
     (segment, _) = first.get_segments()
     std = np.std([0.6, 0.64], ddof=1)
     assert segment[:, 1] == pytest.approx([0.62 - std, 0.62 + std])
@@ -259,6 +261,173 @@ def test_every_figure_of_lines_that_is_declared_can_be_drawn():
         assert sum(points) == len(table.rows) and min(points) > 1
 
 
+# --- the best of the repeats ----------------------------------------------------------------------
+
+
+def test_bars_and_lines_are_the_best_run_with_the_whiskers_of_all():
+    best = Cell(values=(0.7, 0.8, 0.6), best=0.8)
+    one = rendered((best, cell(0.7)), (cell(0.6), cell(0.5)), best_by="valid/x", preset="paper")
+    figure = figures.bars(one)
+    (axis,) = figure.axes
+    assert axis.patches[0].get_height() == pytest.approx(0.3)
+    (segment, _) = axis.containers[1].lines[2][0].get_segments()
+    assert segment[:, 1] == pytest.approx([0.6, 0.8])  # around the mean
+    assert {"0.8000", "0.5000"} <= set(texts(figure))
+    assert (
+        "Best of 2 seeds by validation, whiskers: their mean ± deviation. Preset paper."
+        in texts(figure)
+    )
+    left, _ = figures.lines(swept(cells={**SWEEP, "rate = 0.01": best})).axes
+    assert left.lines[0].get_ydata()[1] == 0.8
+    assert left.containers[0].lines[2][0].get_segments()[1][:, 1] == pytest.approx([0.6, 0.8])
+
+
+def test_the_label_of_a_bar_stands_clear_of_bar_and_whisker():
+    high = Cell(values=(0.7, 0.71, 0.95), best=0.95)
+    low = Cell(values=(0.7, 0.71, 0.95), best=0.70)
+    for one, end in ((high, 0.95), (low, float(low.mean + (low.std or 0)))):
+        (axis,) = figures.bars(rendered((one, cell(0.6)), (cell(0.6), cell(0.6)))).axes
+        assert axis.texts[0].xy[1] == pytest.approx(end)
+
+
+# --- examples -------------------------------------------------------------------------------------
+LONG = "The pasta was excellent and the waiter remembered us; parking costs $5 to $9. " * 40
+WEIRD = "寿司 " + "https://example.org/" + "W" * 300 + "\n\nBEST WWWW MMMM " * 9 + "fin"
+
+
+def told(
+    *rows: tuple[str, ...], columns: tuple[str, ...] = ("Reviews", "Summary"), **changed: Any
+) -> Rendered:
+    """Examples of texts; an empty one is not made."""
+    table = Table(
+        "mmrec/figure9",
+        "Examples",
+        tuple(Column(name, name, "x") for name in columns),
+        tuple(Row(f"User {number}", "toy") for number in range(1, 1 + len(rows))),
+        draw="examples",
+        seeds=1,
+    )
+    lines = tuple(
+        Line(
+            (row.label,),
+            tuple(Cell(text=text) if text else Cell(reason="none") for text in words),
+            ("",) * len(words),
+        )
+        for row, words in zip(table.rows, rows, strict=True)
+    )
+    return Rendered(dataclasses.replace(table, **changed), lines, "small", 1, "command")
+
+
+def picture(height: int = 40, width: int = 60) -> np.ndarray:
+    return np.full((height, width, 3), 200, np.uint8)
+
+
+def extents(figure: Any) -> dict[str, list[Any]]:
+    """Where words, panels behind words and pictures are drawn, in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    panels = [one.get_window_extent(renderer) for one in figure.artists]
+    return {
+        "words": [text.get_window_extent(renderer) for text in figure.texts if text.get_text()],
+        "panels": panels,
+        "pictures": [axis.get_window_extent(renderer) for axis in figure.axes],
+    }
+
+
+def clear(figure: Any) -> dict[str, list[Any]]:
+    """The extents, after a look that nothing overlaps and nothing is outside the picture."""
+    found = extents(figure)
+    for kinds in (("words", "pictures"), ("panels", "pictures")):
+        boxes = [box.padded(-1) for kind in kinds for box in found[kind]]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert not [box for one in found.values() for box in one if box.x0 < 0 or box.x1 > 1200]
+    lowest = min(box.y0 for one in found.values() for box in one)
+    assert lowest > 0
+    return found
+
+
+@pytest.mark.parametrize("text", ["Short.", LONG, WEIRD, LONG.replace(" ", "")])
+def test_examples_are_words_beside_words_that_neither_overlap_nor_leave_the_picture(text: str):
+    figure = figures.examples({}, told((text, "A summary."), ("Fine.", text)))
+    found = clear(figure)
+    assert len(found["panels"]) == 4 and not figure.axes
+    inside = [box for box in found["words"] if any(p.x0 < box.x0 and p.y0 < box.y0 < p.y1
+              for p in found["panels"])]  # fmt: skip
+    for box in inside:
+        (panel,) = (p for p in found["panels"] if p.x0 < box.x0 < p.x1 and p.y0 < box.y0 < p.y1)
+        assert box.x1 < panel.x1 and box.y1 < panel.y1
+    assert figure.get_figwidth() * 100 == 1200
+    said = texts(figure)
+    assert {"User 1", "User 2", "Reviews", "Summary", "A summary.", "Fine."} <= set(said)
+
+
+def test_what_does_not_fit_is_cut_in_the_picture_and_said():
+    figure = figures.examples({}, told((LONG, "A summary."), ("Fine.", "Likes it.")))
+    said = texts(figure)
+    (cut,) = (text for text in said if text.endswith("…"))
+    assert said.count("Preset small. What ends with … stands in full in figure9.md.") == 1
+    assert LONG.startswith(" ".join(said[said.index(cut) - 23 : said.index(cut) + 1])[:-1])
+    whole = texts(figures.examples({}, told(("Good.", "A summary."))))
+    assert "Preset small." in whole and not any("…" in text for text in whole)
+
+
+def test_a_picture_stands_in_place_of_the_long_text_beside_the_short_one():
+    figure = figures.examples({0: picture(200, 50)}, told((LONG, "A caption."), ("Fine.", "Two")))
+    found = clear(figure)
+    (image,), panels = found["pictures"], found["panels"]
+    assert len(panels) == 3 and image.x1 < panels[0].x0 and image.y1 == pytest.approx(panels[0].y1)
+    assert image.height == pytest.approx(4 * image.width, rel=0.02)  # not stretched
+    said = texts(figure)
+    assert "A caption." in said and not any("pasta" in text for text in said)
+    assert said.count("Reviews") == 1  # of the other example
+
+
+@pytest.mark.parametrize(("n", "across"), [(2, 2), (3, 3), (4, 2), (6, 3), (7, 3)])
+def test_examples_that_all_have_a_picture_are_a_grid_with_the_words_under_each(n: int, across: int):
+    rows = [(f"file {at}", f"caption {at} {WEIRD if at == 1 else ''}") for at in range(n)]
+    shapes = ((40, 60), (300, 90), (30, 200))
+    pictures = {at: picture(*shapes[at % 3]) for at in range(n)}
+    figure = figures.examples(pictures, told(*rows, columns=("Picture", "Caption")))
+    found = clear(figure)
+    assert len(found["pictures"]) == n and not found["panels"]
+    assert len({round(box.x0) for box in found["pictures"]}) == across
+    said = texts(figure)
+    assert not any("file" in text for text in said)
+    for at, image in enumerate(found["pictures"]):
+        (words,) = (text for text in figure.texts if text.get_text().startswith(f"caption {at}"))
+        x, y = figure.transFigure.transform(words.get_position())
+        assert x == pytest.approx(image.x0, abs=1) and 0 < image.y0 - y < 60
+
+
+def test_an_example_that_is_not_made_says_so_and_our_own_row_is_marked():
+    one = told(("Fine.", ""))
+    ours = dataclasses.replace(one, lines=(dataclasses.replace(one.lines[0], ours=True),))
+    assert {"empty", "User 1 (ours)"} <= set(texts(figures.examples({}, ours)))
+
+
+def test_examples_are_saved_with_the_same_bytes_twice_and_without_a_warning(tmp_path: Path):
+    one = told((WEIRD, "寿司 😡 \u200b"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("a", "b"):
+            figures.save(figures.examples({0: picture()}, one), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    figures.save(figures.examples({}, one), tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() != (tmp_path / "a").read_bytes()
+    assert int.from_bytes((tmp_path / "a").read_bytes()[16:20]) == 1200
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_a_picture_of_another_form_is_refused(wrong: np.ndarray):
+    with pytest.raises(
+        ValueError, match=r"figure9, row 'User 1': a picture must be bytes of shape"
+    ):
+        figures.examples({0: wrong}, told(("Fine.", "Two")))
+
+
 # --- figures as targets ---------------------------------------------------------------------------
 
 
@@ -273,13 +442,15 @@ def toy(job: Job) -> Result:
     score = 0.6 + 0.05 * job.run.settings.depth + 0.01 * job.run.seed
     kinds = ["aligned CF", "LLM"]
     points = {
+        "picture/1": np.full((20, 30, 3), 90, np.uint8),
         "points/items": np.array([7, 7]),
         "points/titles": np.array(["Alien, the film", "Alien, the film"]),
         "points/modality": np.array(kinds),
         "points/x": np.array([0.125, job.run.seed], np.float32),
         "points/y": np.array([1.0, 2.0], np.float32),
     }
-    return Result({"test/auc": score, "valid/auc": score}, points)
+    words = {"1/long": "said and done\n" * 9, "1/short": "a|b", "2/long": "x", "2/short": "y"}
+    return Result({"test/auc": score, "valid/auc": score, **words}, points)
 
 
 @pytest.fixture
@@ -414,3 +585,38 @@ def test_list_and_show_and_the_terminal_treat_a_figure_as_a_table(
     assert cells[3:6] == ["ml-1m, amazon-book", "2 of 2", "demo 2/4 cells"]
     cli.main(["show", "ccf_llm/figure9"])
     assert "| alpha = 1 |" in capsys.readouterr().out
+
+
+def test_a_figure_of_examples_leaves_whole_texts_and_a_picture(
+    declare: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    rows = tuple(Row(f"User {part}", "toy", part=part) for part in "12")
+    columns = tuple(Column(name, f"{{part}}/{name.lower()}", "ml-1m") for name in ("Long", "Short"))
+    declare(dataclasses.replace(TABLE, columns=columns, rows=rows, draw="examples", seeds=1))
+    seen: list[Any] = []
+    draw = figures.examples
+    monkeypatch.setattr(figures, "examples", lambda *given: seen.append(given) or draw(*given))
+    outcome, status = make(tmp_path, seeds=1)
+    assert (outcome.executed, status) == (1, DONE)  # one run has all examples
+    (pictures, _), folder = seen[0], tmp_path / "demo/ccf_llm"
+    assert {line: one.shape for line, one in pictures.items()} == {0: (20, 30, 3)}
+    said = "said and done\n" * 9
+    assert rows_of(folder / "figure9.csv") == [
+        ["Variant", "Long", "Short"], ["User 1", said, "a|b"], ["User 2", "x", "y"]
+    ]  # fmt: skip
+    text = (folder / "figure9.md").read_text()
+    assert "![How to fuse $x$](figure9.png)" in text and "**Short**\n\n> a\\|b" in text
+    assert text.count("> said and done") == 9
+    compared = rows_of(folder / "figure9.compare.csv")
+    assert compared[1][4] == said
+    content = (folder / "figure9.png").read_bytes()
+    make(tmp_path, seeds=1)
+    assert (folder / "figure9.png").read_bytes() == content
+    command = ["reproduce", "ccf_llm/figure9", "--seeds", "1", "--out", str(tmp_path)]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "\nUser 2\n\n  Long\n    x\n\n  Short\n    y\n" in shown
+    assert f"picture: {folder / 'figure9.png'}" in shown

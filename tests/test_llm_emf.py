@@ -512,7 +512,8 @@ def test_the_paper_preset_runs_on_the_published_files_with_models_in_folders(
     (line,) = [line for line in shown.splitlines() if line.startswith(mark)]
     assert f"texts by {clip} in place of" in line and f"texts of {llama} in place of" in line
     (record,) = (tmp_path / "out/asked").glob("*.jsonl")
-    assert len(record.read_text().splitlines()) == 30  # each distinct title of a domain was asked about
+    asked = record.read_text().splitlines()
+    assert len(asked) == 30  # one for each distinct title of a domain
     assert len(list((tmp_path / "out/features").glob("*.npy"))) == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_backbones import empty_hub
 from test_reproduce import Toy, make, request, toy, toy_request  # noqa: F401
 
-from reprokit import ccf_llm, cli, llm_emf, reproduce
+from reprokit import ccf_llm, cli, reproduce
 from reprokit.data import Source
 from reprokit.plan import STANDINS, Plan, downloads, models_of, plan
 from reprokit.reproduce import DONE, INCOMPLETE
@@ -23,6 +23,7 @@ class ReaderSettings:
     llm: str = setting("planted", "a test")
     texts_by: str = setting("org/texts", "a test")
     images_by: str = setting("org/images", "a test")
+    captions_by: str = setting("org/captions", "a test")
     parts: str = setting("llm,text,image", "a test")
 
 
@@ -46,7 +47,7 @@ class Readers:
                 self.execute,
                 lambda settings, sizes: estimate,
                 backbone="llm",
-                encoders={"text": "texts_by", "image": "images_by"},
+                encoders={"text": "texts_by", "image": "images_by", "caption": "captions_by"},
                 reads=lambda settings: settings.parts.split(","),
             ),
             "plain": System(PlainSettings, self.execute, lambda settings, sizes: estimate),
@@ -65,7 +66,13 @@ class Readers:
         self.asked.append((kind, name, offline))
         if name == "tiny" or (name.startswith("org/") and not offline):
             return f"{name} {self.release}"
-        raise RequestError(f"{kind} encoder '{name}': the hub was not reached")
+        what = "captioner" if kind == "caption" else f"{kind} encoder"
+        raise RequestError(f"{what} '{name}': the hub was not reached")
+
+    def identify_captioner(
+        self, name: str, cache: Path | None = None, offline: bool = False
+    ) -> str:
+        return self.identify(name, "caption", cache, offline)
 
 
 @pytest.fixture
@@ -74,6 +81,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> Readers:
     monkeypatch.setattr(ccf_llm, "SYSTEMS", {**ccf_llm.SYSTEMS, **readers.systems})
     monkeypatch.setattr(ccf_llm, "TABLES", (readers.table,))
     monkeypatch.setattr("reprokit.encoders.identify_encoder", readers.identify)
+    monkeypatch.setattr("reprokit.captions.identify_captioner", readers.identify_captioner)
     monkeypatch.setattr("reprokit.backbones.identify", lambda name, *_: f"{name}'s weights")
     monkeypatch.setattr(Source, "fingerprint", lambda *arguments: "f00d")
     monkeypatch.setattr("reprokit.plan.differences", lambda *arguments: ())
@@ -147,6 +155,7 @@ def test_a_setting_wins_over_the_option(readers: Readers, tmp_path: Path):
         ("llm_emf/table1", {"image_encoder": "t"}, "--image-encoder t: .* has an image encoder"),
         ("ccf_llm/table3", {"text_encoder": "minilm"}, "no row of ccf_llm/table3 has a text"),
         ("llm_emf/table1", {"llm": "tiny"}, "--llm tiny: .* llm_emf/table1 has a language model"),
+        ("llm_emf/table4", {"captioner": "blip2"}, "--captioner blip2: .* has a captioner"),
     ],
 )
 def test_an_option_that_no_row_reads_is_refused(
@@ -202,9 +211,9 @@ def test_what_a_run_does_not_read_is_not_looked_up(readers: Readers, tmp_path: P
 def test_a_system_that_names_no_parts_reads_all_that_it_has(readers: Readers):
     system = dataclasses.replace(readers.systems["reader"], reads=None)
     settings = ReaderSettings(parts="text")
-    both = {"text": "org/texts", "image": "org/images"}
-    assert system.pretrained(settings) == {"llm": "planted", **both}
-    assert dataclasses.replace(system, backbone="").pretrained(settings) == both
+    three = {"text": "org/texts", "image": "org/images", "caption": "org/captions"}
+    assert system.pretrained(settings) == {"llm": "planted", **three}
+    assert dataclasses.replace(system, backbone="").pretrained(settings) == three
     assert readers.systems["plain"].pretrained(PlainSettings()) == {}
 
 
@@ -223,26 +232,132 @@ def test_offline_and_cells_that_are_not_requested_ask_no_other_machine(
 def test_stand_ins_need_no_file_and_are_known_by_their_name(
     name: str, readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for place in ("encoders.identify_encoder", "backbones.identify", "sizes.download_bytes"):
+    places = "encoders.identify_encoder", "captions.identify_captioner", "backbones.identify"
+    for place in (*places, "sizes.download_bytes"):
         monkeypatch.setattr(f"reprokit.{place}", lambda *_: pytest.fail("looked up"))
+    kinds = ("llm", "text_encoder", "image_encoder", "captioner")
     wanted = toy_request(
-        tmp_path, llm=name, text_encoder=name, image_encoder=name, offline=True, dry_run=True
+        tmp_path,
+        overrides=("reader.parts=llm,text,image,caption",),
+        **dict.fromkeys(kinds, name),
+        offline=True,
+        dry_run=True,
     )
     planned = plan(wanted)
-    assert runs_of(planned)["A"].backbone == f"llm {name}; text {name}; image {name}"
+    assert runs_of(planned)["A"].backbone == (
+        f"llm {name}; text {name}; image {name}; caption {name}"
+    )
     assert downloads(planned)[1:] == [] and planned.unreached == {}
-    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 3
+    # With the parts set by the user, rows A and B are one run.
+    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 2
 
 
 def test_a_demo_of_llm_emf_needs_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     empty_hub(tmp_path, monkeypatch)
     planned = plan(request(tmp_path, "llm_emf/table4", seeds=1, offline=True, dry_run=True))
     assert downloads(planned) == []
-    found = [llm_emf.fingerprints(Job(run, tmp_path, tmp_path, 1, None)) for run in planned.wanted]
+    found = [run.pretrained for run in planned.wanted]
     assert [sorted(one) for one in found] == [
         [], ["text"], ["llm", "text"], ["image"], ["image", "text"], ["image", "llm", "text"]
     ]  # fmt: skip
     assert found[-1]["llm"] == "planted" and "tiny text encoder" in found[-1]["text"]
+
+
+# --- captioners -----------------------------------------------------------------------------------
+CAPTIONS = ("reader.parts=text,caption",)
+
+
+def test_a_captioner_is_a_kind_of_its_own_named_by_its_option(readers: Readers, tmp_path: Path):
+    own = runs_of(plan(toy_request(tmp_path, overrides=CAPTIONS)))["A"]
+    assert own.backbone == "text org/texts 1; caption org/captions 1"
+    assert ("caption", "org/captions", False) in readers.asked
+    planned = plan(toy_request(tmp_path, captioner="org/other", overrides=CAPTIONS))
+    run = runs_of(planned)["A"]
+    assert (run.settings.captions_by, run.settings.images_by) == ("org/other", "org/images")
+    assert run.backbone == "text org/texts 1; caption org/other 1" and run.id != own.id
+    told = {(name, value): why for _, name, value, why in reproduce.describe(planned, run)}
+    assert told["captions_by", "org/other"] == "set by you"
+    rule = runs_of(plan(toy_request(tmp_path, captioner="palette", overrides=CAPTIONS)))["A"]
+    assert rule.backbone == "text org/texts 1; caption palette"
+
+
+def test_a_dry_run_lists_a_captioner_that_is_not_here(readers: Readers, tmp_path: Path):
+    chosen = {"captioner": "nowhere", "overrides": CAPTIONS, "rows": ("A",)}
+    planned = plan(toy_request(tmp_path, dry_run=True, **chosen))
+    assert downloads(planned)[1:] == [
+        "nowhere (size not known): captioner 'nowhere': the hub was not reached"
+    ]
+    with pytest.raises(RequestError, match="captioner 'nowhere': the hub was not reached"):
+        plan(toy_request(tmp_path, **chosen))
+
+
+def test_a_dry_run_lists_a_captioner_that_the_first_run_would_fetch(
+    readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    empty_hub(tmp_path, monkeypatch)
+    wanted = toy_request(tmp_path, dry_run=True, overrides=CAPTIONS, rows=("A",))
+    listed = "org/captions (size not known): by the first run that uses it"
+    assert downloads(plan(wanted))[1:] == [listed]
+    monkeypatch.setattr(readers, "identify", lambda *_: "hub x")
+    blip2 = dataclasses.replace(wanted, captioner="blip2")
+    assert downloads(plan(blip2))[1:] == ["blip2 (15.5 GB): by the first run that uses it"]
+    assert downloads(plan(dataclasses.replace(wanted, captioner="palette")))[1:] == []
+    monkeypatch.setattr("reprokit.encoders.on_this_machine", lambda source: tmp_path)
+    assert downloads(plan(blip2))[1:] == []
+
+
+def test_the_command_line_passes_the_captioner_on(
+    readers: Readers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["reproduce", "ccf_llm/figure9", "--preset", "small", "--out", str(tmp_path)]
+    options = ["--captioner", "nowhere", "--set", "reader.parts=caption", "--row", "A"]
+    assert cli.main([*command, *options]) == 2
+    assert "captioner 'nowhere': the hub was not reached" in capsys.readouterr().err
+
+
+# --- another data set -----------------------------------------------------------------------------
+@pytest.fixture
+def movable(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> Readers:
+    """The toy table can be made on amazon-book too; a second one has it as its own; a third one
+    has neither."""
+    plain = Row("D", "plain")
+    first = dataclasses.replace(readers.table, rows=(plain,), others=("amazon-book",))
+    own = Column("AUC", "test/auc", "amazon-book")
+    second = dataclasses.replace(first, id="ccf_llm/figure8", columns=(own,))
+    third = dataclasses.replace(first, id="ccf_llm/figure7", others=())
+    monkeypatch.setattr(ccf_llm, "TABLES", (first, second, third))
+    return readers
+
+
+def test_a_data_set_among_the_others_takes_the_place_of_the_tables_own(
+    movable: Readers, tmp_path: Path
+):
+    planned = plan(request(tmp_path, "ccf_llm", preset="small", seeds=1, dataset="amazon-book"))
+    assert [table.instead for table in planned.tables] == ["amazon-book", "", ""]
+    assert {run.dataset for run in planned.wanted} == {"amazon-book"}
+    assert [spot.requested for spot in planned.spots] == [True, True, False]
+    assert {spot.runs[0].id for spot in planned.spots[:2]} == {planned.wanted[0].id}  # one run
+    demo = plan(toy_request(tmp_path, dataset="amazon-book", preset="demo"))
+    assert {run.dataset for run in demo.wanted} == {"demo-amazon-book"}
+    for chosen in ({"dataset": "ml-1m"}, {}):
+        own = plan(toy_request(tmp_path, **chosen))
+        assert own.tables[0].instead == "" and {run.dataset for run in own.wanted} == {"ml-1m"}
+
+
+def test_an_unknown_data_set_is_told_the_others_too(movable: Readers, tmp_path: Path):
+    known = "Did you mean 'amazon-book'.*These targets have: ml-1m, amazon-book"
+    with pytest.raises(RequestError, match=known):
+        plan(toy_request(tmp_path, dataset="amazon-boook"))
+
+
+def test_downloads_are_those_of_the_data_set_that_is_asked_for(movable: Readers, tmp_path: Path):
+    def missing(**chosen: str) -> list[str]:
+        wanted = toy_request(tmp_path, data_dir=tmp_path, dry_run=True, **chosen)
+        return [line.split()[0] for line in downloads(plan(wanted))]
+
+    assert missing() == ["ml-1m"]
+    assert missing(dataset="amazon-book") == ["amazon-book"]
+    assert missing(dataset="amazon-book", preset="demo") == []
 
 
 # --- dry runs -----------------------------------------------------------------------------------

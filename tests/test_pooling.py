@@ -113,4 +113,8 @@ def test_what_cannot_be_a_group_is_refused() -> None:
     with pytest.raises(ValueError, match="sorted"):
         Groups(np.array([0, 0]), np.array([0, 0]), np.array([1, 0]), np.array([0, 1]), 1)
     with pytest.raises(ValueError, match="no documents"):
-        Mean(np.zeros((1, 2), np.float32), np.empty(0, int), Groups(np.empty(0, int), one, *[np.empty(0, int)] * 2, 1))
+        Mean(
+            np.zeros((1, 2), np.float32),
+            np.empty(0, int),
+            Groups(np.empty(0, int), one, *[np.empty(0, int)] * 2, 1),
+        )

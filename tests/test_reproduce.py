@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from reprokit import ccf_llm, provenance, reproduce
+from reprokit import ccf_llm, cli, provenance, reproduce
 from reprokit.click import REUSED
 from reprokit.data import Source
 from reprokit.datasets import DataError
-from reprokit.plan import Request, downloads, pick_rows, plan, resolve
+from reprokit.plan import Request, all_tables, downloads, pick_rows, plan, resolve
 from reprokit.reproduce import DONE, FAILED, INCOMPLETE, WRONG
 from reprokit.runs import (
     Estimate,
@@ -132,7 +133,7 @@ def test_table3_means_every_papers_table_3():
         "explainrec/table3",
         "llm_emf/table3",
     ]
-    assert len(resolve(["all"])) == 26
+    assert resolve(["all"]) == all_tables()
     assert len(resolve(["ccf_llm", "ccf_llm/table3"])) == 8
 
 
@@ -443,7 +444,7 @@ def test_relaimpr_and_best_of_rows_are_made_from_other_rows(
 
 
 def test_rows_that_are_not_built_are_listed_and_never_invented(tmp_path: Path):
-    outcome, status = make(request(tmp_path, "explainrec/table3", "mmrec/figure2"))
+    outcome, status = make(request(tmp_path, "explainrec/table3", "explainrec/figure2"))
     assert (outcome.executed, status) == (0, INCOMPLETE)
     with (tmp_path / "demo/explainrec/table3.csv").open() as file:
         rows = list(csv.reader(file))
@@ -490,6 +491,186 @@ def test_a_table_with_another_number_of_seeds_says_so(tmp_path: Path):
     make(request(tmp_path, **QUICK))
     text = (tmp_path / "demo/ccf_llm/table3.md").read_text()
     assert "over 2 seeds" in text
+
+
+# --- another data set than the paper's ------------------------------------------------------------
+
+
+def moved(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **chosen: Any
+) -> dict[str, bytes]:
+    """Make the toy table on a data set that the paper does not use; its files by name."""
+    table = dataclasses.replace(toy.table, others=("amazon-book",))
+    monkeypatch.setattr(ccf_llm, "TABLES", (table,))
+    _, status = make(toy_request(tmp_path, **{"dataset": "amazon-book", **chosen}))
+    assert status == DONE
+    return {path.name: path.read_bytes() for path in tmp_path.glob("*/ccf_llm/*")}
+
+
+def test_a_table_on_another_data_set_has_files_of_its_own_and_says_on_what_it_was_made(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = moved(toy, tmp_path, monkeypatch, dataset="")
+    found = moved(toy, tmp_path, monkeypatch)
+    kinds = (".csv", ".md", ".compare.csv", ".json", ".png")
+    assert set(own) == {f"figure9{kind}" for kind in kinds}
+    assert set(found) - set(own) == {f"figure9-amazon-book{kind}" for kind in kinds}
+    assert {name: found[name] for name in own} == own
+    assert {job.run.dataset for job in toy.jobs[3:]} == {"amazon-book"}
+    text = found["figure9-amazon-book.md"].decode()
+    assert text.startswith("# ccf_llm/figure9: A toy, on amazon-book\n")
+    assert "![A toy](figure9-amazon-book.png)" in text
+    assert "not comparable with the paper: A, B, C: another data set than the paper's" in text
+    told = json.loads(found["figure9-amazon-book.json"])
+    assert (told["target"], told["instead"]) == ("ccf_llm/figure9", "amazon-book")
+    assert json.loads(found["figure9.json"])["instead"] == ""
+    compared = found["figure9-amazon-book.compare.csv"].decode().splitlines()
+    reasons = {row["verdict"]: row["reason"] for row in csv.DictReader(compared)}
+    assert reasons == {"not comparable": "another data set than the paper's"}
+
+
+def test_a_demo_on_another_data_set_runs_on_its_stand_in(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = moved(toy, tmp_path, monkeypatch, preset="demo")
+    assert {job.run.dataset for job in toy.jobs} == {"demo-amazon-book"}
+    text = found["figure9-amazon-book.md"].decode()
+    assert text.startswith("# ccf_llm/figure9: A toy, on demo-amazon-book\n")
+    compared = found["figure9-amazon-book.compare.csv"].decode()
+    assert "synthetic data, another data set than the paper's" in compared
+
+
+def test_list_and_the_terminal_name_another_data_set(
+    toy: Toy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    moved(toy, tmp_path, monkeypatch)
+    assert cli.main(["list", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    (line,) = (line for line in shown.splitlines() if "figure9" in line)
+    assert "| ml-1m, (amazon-book) " in line and "| small on amazon-book 3/3 cells |" in line
+    assert "In brackets: data sets that the paper does not use, with --dataset." in shown
+    command = ["reproduce", "ccf_llm/figure9", "--preset", "small", "--seeds", "1"]
+    assert cli.main([*command, "--dataset", "amazon-book", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\nccf_llm/figure9: A toy, on amazon-book\n" in shown and "Runs: 0 made, 3 kept" in shown
+    assert f"picture: {tmp_path / 'small/ccf_llm/figure9-amazon-book.png'}" in shown
+
+
+def test_a_table_of_which_no_cell_is_requested_is_left_as_it_is(
+    toy: Toy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Without its own data at hand it would be written anew with empty cells."""
+    other = dataclasses.replace(
+        toy.table,
+        id="ccf_llm/figure8",
+        columns=(Column("AUC", "test/auc", "amazon-book", definition="auc"),),
+    )
+    monkeypatch.setattr(ccf_llm, "TABLES", (toy.table, other))
+    assert make(request(tmp_path, "ccf_llm", preset="small", seeds=1))[1] == DONE
+    path = tmp_path / "small/ccf_llm/figure9.md"
+    kept = path.read_bytes()
+    monkeypatch.setattr(
+        Source, "fingerprint", lambda self, *_: self.registered[:6] * ("z" in self.registered)
+    )
+    wanted = request(tmp_path, "ccf_llm", preset="small", seeds=1, dataset="amazon-book")
+    planned = plan(wanted)
+    rendered, status = reproduce.assemble(planned, reproduce.execute(planned, quiet=True))
+    assert [one.table.id for one in rendered] == ["ccf_llm/figure8"] and status == DONE
+    assert path.read_bytes() == kept
+    command = ["reproduce", "ccf_llm", "--preset", "small", "--seeds", "1"]
+    assert cli.main([*command, "--dataset", "amazon-book", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "Left as they are, since no cell of theirs is requested: ccf_llm/figure9." in said
+    assert "ccf_llm/figure9: A toy" not in said
+
+
+# --- the best of the repeats ----------------------------------------------------------------------
+
+
+def chosen_by(
+    scores: Sequence[tuple[float, Any]], toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's seeds have these validation and test values, and the table takes the best."""
+
+    def execute(job: Job) -> Result:
+        valid, test = scores[job.run.seed]
+        return Result({"valid/tnr": valid, "made": test} if valid else {"made": test})
+
+    systems = {name: dataclasses.replace(one, execute=execute) for name, one in toy.systems.items()}
+    monkeypatch.setattr(ccf_llm, "SYSTEMS", {**ccf_llm.SYSTEMS, **systems})
+    columns = (Column("Made", "made", "ml-1m"),)
+    table = dataclasses.replace(
+        toy.table, columns=columns, rows=toy.table.rows[2:], best_by="valid/tnr"
+    )
+    monkeypatch.setattr(ccf_llm, "TABLES", (table,))
+
+
+def first_line(tmp_path: Path) -> dict[str, str]:
+    with (tmp_path / "small/ccf_llm/figure9.compare.csv").open() as file:
+        return next(csv.DictReader(file))
+
+
+def test_the_run_that_validation_prefers_fills_the_cell_and_of_equals_the_lowest_seed(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen_by([(0.5, 0.9), (0.8, 0.6), (0.8, 0.7), (0.1, 0.8)], toy, monkeypatch)
+    assert make(toy_request(tmp_path, seeds=4))[1] == DONE
+    found = first_line(tmp_path)
+    assert (found["best"], found["mean"], found["n"]) == ("0.6", "0.75", "4")
+    folder = tmp_path / "small/ccf_llm"
+    assert (folder / "figure9.csv").read_text().splitlines()[1] == "C,0.6000"
+    assert "| C       | 0.6000; 0.7500 ± 0.1291 |" in (folder / "figure9.md").read_text()
+
+
+def test_one_seed_is_no_choice(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chosen_by([(0.5, 0.9)], toy, monkeypatch)
+    assert make(toy_request(tmp_path))[1] == DONE
+    assert first_line(tmp_path)["best"] == "" and first_line(tmp_path)["mean"] == "0.9"
+    assert "| C       | 0.9000 |" in (tmp_path / "small/ccf_llm/figure9.md").read_text()
+
+
+def test_the_text_of_a_cell_is_the_preferred_runs_too(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen_by([(0.5, "one"), (0.8, "two")], toy, monkeypatch)
+    assert make(toy_request(tmp_path, seeds=2))[1] == DONE
+    assert first_line(tmp_path)["mean"] == "two"
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        ([(0.5, 0.9), (0.0, 0.8)], "no valid/tnr, by which the best of its runs is chosen"),
+        ([(0.5, "one"), (0.6, "")], "no made: its rows do not allow it, or the system does not"),
+    ],
+)
+def test_what_cannot_be_chosen_or_is_empty_leaves_the_cell_empty_with_the_reason(
+    scores: Any, reason: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen_by(scores, toy, monkeypatch)
+    assert make(toy_request(tmp_path, seeds=2))[1] == INCOMPLETE
+    assert first_line(tmp_path)["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"valid/auc": 0.61234, "test/auc": 0.6}, "valid/auc 0.6123, test/auc 0.6000"),
+        (
+            {"valid/fpr": 20.0, "test/fpr": 18.157, "test/accuracy": 83.484, "test/loss": 0.1},
+            "test/accuracy 83.48, test/fpr 18.16",
+        ),
+        ({"users": 3, "items": 4}, "2 numbers"),
+    ],
+)
+def test_the_end_of_a_run_is_told_with_its_main_metrics(metrics: dict[str, float], line: str):
+    assert reproduce.headline(metrics) == line
 
 
 # --- systems with a language model ----------------------------------------------------------------

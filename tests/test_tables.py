@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import math
 
 import pytest
 
@@ -15,8 +17,10 @@ from reprokit.tables import (
     Rendered,
     Row,
     Table,
+    body,
     grid,
     improvement,
+    literal,
     published_folder,
     to_compare_csv,
     to_csv,
@@ -44,8 +48,10 @@ def test_declarations_name_what_exists(table: Table):
         named = {row.system} - {""} or {column.system for column in table.columns} - {""}
         assert row.best_of or (named and named <= set(paper.SYSTEMS))
         assert not row.base or row.base in labels
-    for name in table.datasets:
+    for name in (*table.datasets, *table.others):
         assert {name, f"demo-{name}"} <= set(paper.DATASETS)
+    assert not set(table.datasets) & set(table.others)
+    assert table.draw in ("", "bars", "lines", "scatter", "examples")
 
 
 def rendered(preset: str = "small", unlike: str = "") -> Rendered:
@@ -135,9 +141,11 @@ def test_improvement_is_relative_to_the_base_row_and_needs_it():
     assert verdict(improvement(ours, base), "56.21", 0.01) == "derived"
 
 
-def test_grids_line_up_and_escape_bars():
+def test_grids_line_up_and_escape_bars_and_line_breaks():
     text = grid([["a", "b"], ["x|y", "z"]])
     assert text == "| a    | b   |\n|------|-----|\n| x\\|y | z   |"
+    text = grid([["a"], ["one\ntwo\r\nthree\n"], ["four"]])
+    assert text.splitlines()[2:] == ["| one<br>two<br>three |", "| four                |"]
 
 
 FIGURE = Table(
@@ -209,3 +217,176 @@ def test_show_lists_a_figures_own_rows():
     assert text.startswith("A figure: the paper prints a picture and no numbers. Our rows:")
     assert "| alpha = 1 |" in text and "ML-1M AUC" in text
     assert to_text(Table("mmrec/figure2", "x")).endswith("Not built yet.")
+
+
+# --- the best of the repeats ----------------------------------------------------------------------
+def best(*values: float, chosen: float | None = None, table: Table = TABLE3) -> Rendered:
+    """Table 3 with one cell: the values of its seeds, and the one that validation chose."""
+    blank = Cell(blank=True)
+    cells = Cell(values=values, best=chosen), blank, blank, blank
+    lines = [Line(row[:1], cells if row[0] == "MF" else (blank,) * 4, row[1:])
+             for row in table.published.rows]  # fmt: skip
+    chooses = dataclasses.replace(table, best_by="valid/x")
+    return Rendered(chooses, tuple(lines), "paper", len(values), "python -m reprokit x")
+
+
+def test_the_best_of_the_repeats_fills_a_cell_with_mean_and_spread_beside_it():
+    made = best(0.64, 0.70, 0.67, chosen=0.64)
+    assert to_csv(made).splitlines()[1] == "MF,0.6400,,,"
+    text = to_markdown(made)
+    assert "| MF                 | 0.6400; 0.6700 ± 0.0300 (0.6482) |" in text
+    assert "ours (the best of 3 seeds by `valid/x`; mean ± standard deviation over 3 seeds)" in text
+    assert "- **Best of the repeats**: " in text and "with the highest `valid/x`" in text
+    assert "| MF  | MovieLens-1M AUC | 0.6400 | 0.6482    | -0.0082    | reproduced |" in text
+    assert "within two standard deviations of our best run" in text
+    first = next(csv.DictReader(io.StringIO(to_compare_csv(made))))
+    assert (first["best"], first["mean"], first["std"], first["n"]) == ("0.64", "0.67", "0.03", "3")
+    assert (first["difference"], first["verdict"]) == ("-0.0082", "reproduced")
+
+
+def test_the_best_run_is_judged_and_not_the_mean():
+    values = (*(0.648,) * 9, 0.68)  # two standard deviations: 0.02
+    assert verdict(Cell(values=values), "0.6482", 0.001) == "reproduced"
+    assert verdict(Cell(values=values, best=0.68), "0.6482", 0.001) == "differs"
+    assert verdict(Cell(values=values, best=0.68), "0.665", 0.001) == "reproduced"
+
+
+def test_with_one_seed_there_is_no_best_one():
+    made = best(0.64)
+    text = to_markdown(made)
+    assert "| MF                 | 0.6400 (0.6482)  |" in text
+    assert "ours (one seed)" in text and "the best of" not in text and "our best" not in text
+    assert "Best of the repeats" not in text
+    assert next(csv.DictReader(io.StringIO(to_compare_csv(made))))["best"] == ""
+
+
+def test_a_mean_has_no_best_in_the_comparison():
+    rows = list(csv.DictReader(io.StringIO(to_compare_csv(rendered()))))
+    assert list(rows[0])[:5] == ["row", "column", "published", "best", "mean"]
+    assert {row["best"] for row in rows} == {""}
+
+
+def test_relaimpr_is_made_from_what_fills_the_cells():
+    ours, base = Cell(values=(0.7, 0.8), best=0.8), Cell(values=(0.6, 0.7), best=0.6)
+    assert improvement(ours, base).mean == pytest.approx(200)
+    assert improvement(ours, base).best is None
+
+
+# --- another data set -----------------------------------------------------------------------------
+MOVABLE = Table(
+    "ccf_llm/figure3a",
+    "How to fuse",
+    columns=(Column("AUC", "test/auc", "ml-1m"), Column("Items", "items")),
+    rows=(Row("A", "toy"), Row("B", "toy", dataset="ml-1m")),
+    sanity=(Row("C", "toy", dataset="ml-1m"), Row("D", "toy")),
+    others=("amazon-book", "other"),
+)
+
+
+def test_a_table_on_another_data_set_names_it_everywhere_and_has_files_of_its_name():
+    moved = MOVABLE.on("amazon-book")
+    assert [part.dataset for part in moved.columns] == ["amazon-book", ""]
+    assert [part.dataset for part in (*moved.rows, *moved.sanity)] == [
+        "", "amazon-book", "amazon-book", ""
+    ]  # fmt: skip
+    assert (moved.datasets, moved.instead) == (("amazon-book",), "amazon-book")
+    assert (moved.file, MOVABLE.file) == ("figure3a-amazon-book", "figure3a")
+    assert moved.id == MOVABLE.id and MOVABLE.datasets == ("ml-1m",)
+
+
+def test_a_table_on_another_data_set_says_so_and_what_stands_in_brackets():
+    moved = dataclasses.replace(TABLE3, others=("other",)).on("other")
+    unlike = "another data set than the paper's"
+    for preset, name in (("small", "other"), ("demo", "demo-other")):
+        one = dataclasses.replace(rendered(preset, unlike), table=moved)
+        text = to_markdown(one)
+        assert text.startswith(f"# ccf_llm/table3: {TABLE3.title}, on {name}\n")
+        assert f"**Made on {name}**, which the paper does not use" in text
+        assert "the published number, on the paper's own data, in brackets" in text
+        words = {row["verdict"] for row in csv.DictReader(io.StringIO(to_compare_csv(one)))}
+        assert words == {"not comparable", "not printed", "empty", "ours"}
+        assert "| reproduced |" not in text
+    assert ", on " not in to_markdown(rendered()).splitlines()[0]
+
+
+def test_show_names_the_other_data_sets():
+    assert to_text(MOVABLE).endswith("\n\nWith --dataset also on: amazon-book, other.")
+    assert to_text(dataclasses.replace(TABLE3, others=("other",))).endswith("also on: other.")
+    assert "--dataset" not in to_text(TABLE3)
+
+
+# --- long texts -----------------------------------------------------------------------------------
+WORDS = "\n".join(
+    ["- Good pasta | 5 *stars*, a_b _c_ <b>!", "", "# 1. 2. ", *["really good " * 20] * 3, "end."]
+)
+PROSE = Table(
+    "mmrec/figure9",
+    "Summaries",
+    columns=(Column("Reviews", "r", "x"), Column("Summary [short]", "s", "x")),
+    rows=(Row("User 1", "toy"), Row("User 2", "toy")),
+    draw="examples",
+    seeds=1,
+)
+
+
+def prose(text: str = WORDS) -> Rendered:
+    lines = (
+        Line(("User 1",), (Cell(text=text), Cell(text="Likes pasta.")), ("", "")),
+        Line(("User 2",), (Cell(text="Fine."), Cell(reason="no answer")), ("", ""), note="cut"),
+    )
+    return Rendered(PROSE, lines, "small", 1, "python -m reprokit x")
+
+
+def test_long_texts_are_a_section_per_row_and_stand_in_full():
+    text = to_markdown(prose())
+    assert (
+        "### User 1\n\n**Reviews**\n\n> \\- Good pasta \\| 5 \\*stars\\*, a_b \\_c\\_ \\<b\\>!"
+        in text
+    )
+    assert "\n> \\# 1. 2.  \n" in text and text.count("really good really good") >= 3
+    assert "\n> end.  \n\n**Summary \\[short\\]**\n\n> Likes pasta." in text
+    assert "### User 2 \\*" in text and "> \\[1\\]" in text and "\n[1] no answer" in text
+    assert not any(row.startswith("|") for row in text.splitlines())
+    assert max(map(len, text.splitlines())) < 300
+    (row,) = (
+        row for row in csv.DictReader(io.StringIO(to_csv(prose()))) if row["Variant"][-1] == "1"
+    )
+    assert row["Reviews"] == WORDS
+    assert "ours (one seed); the paper prints examples of its own" in text
+
+
+def test_long_texts_on_the_terminal_are_plain_wrapped_and_whole():
+    shown = body(prose(), markdown=False)
+    assert shown.startswith("User 1\n\n  Reviews\n    - Good pasta | 5 *stars*, a_b _c_ <b>!\n")
+    assert max(map(len, shown.splitlines())) <= 96
+    assert " ".join(WORDS.split()) in " ".join(shown.split())
+    assert "\n\nUser 2 *\n" in shown and shown.endswith("  Summary [short]\n    [1]")
+
+
+def test_short_texts_stay_a_grid():
+    short = prose("Good.")
+    assert body(short, True) == body(short, False) and "| User 1   | Good.   | Likes" in body(
+        short, True
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, 3 stars & more.", "plain text, 3 stars & more."),
+        ("1. first", r"1\. first"),
+        ("12) twelfth", r"12\) twelfth"),
+        ("---", r"\---"),
+        ("snake_case __init__", r"snake_case \_\_init\_\_"),
+        ("&amp; `code` ~~x~~ \\", r"\&amp; \`code\` \~\~x\~\~ \\"),
+    ],
+)
+def test_what_markdown_would_read_as_its_own_is_escaped(text: str, shown: str):
+    assert literal(text) == shown
+
+
+def test_a_text_with_nothing_printed_beside_it_is_not_judged():
+    assert verdict(Cell(text="a plate"), "", 0.01) == "not printed"
+    assert verdict(Cell(text="a plate"), "a plate", 0.01) == "equal"
+    assert verdict(Cell(text="a plate"), "a bowl", 0.01) == "differs"
+    assert math.isclose(Cell(values=(1.0, 2.0)).value, 1.5)

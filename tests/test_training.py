@@ -16,6 +16,7 @@ from torch import nn
 from reprokit import training
 from reprokit.collaborative import MF, pointwise
 from reprokit.progress import Progress
+from reprokit.runs import Job, Run
 from reprokit.training import Fit
 
 ROWS = 200
@@ -237,6 +238,78 @@ def test_each_metric_keeps_its_own_best_state_and_the_last_one_to_rise_keeps_the
         fitted.choose(monitor)
         np.testing.assert_array_equal(fitted.predict(inputs, ROWS), seen[at])
     assert fitted.selection("b")["epoch"] == 2
+
+
+# --- epochs that are training only ----------------------------------------------------------------
+def told(*values: float, seen: list[np.ndarray] | None = None) -> Callable[..., dict[str, float]]:
+    """Validation by a script: a value before training, then one per epoch."""
+    metrics = iter(values)
+
+    def evaluate(predict: training.Predict) -> dict[str, float]:
+        if seen is not None:
+            seen.append(predict(inputs, ROWS))
+        return {"auc": next(metrics)}
+
+    return evaluate
+
+
+def test_epochs_before_the_least_number_neither_choose_the_state_nor_count_for_patience():
+    seen: list[np.ndarray] = []
+    late = dataclasses.replace(SETTINGS, max_epochs=9, patience=2, min_epochs=4)
+    values = (0.5, 0.9, 0.8, 0.7, 0.5, 0.6, 0.5, 0.55, 0.8, 0.9)
+    _, fitted = train(late, evaluate=told(*values, seen=seen))
+    assert (fitted.record.best, fitted.record.best_epoch) == ({"auc": 0.6}, {"auc": 4})
+    assert len(fitted.record.epochs) == 7  # two epochs after the best of those that count
+    assert fitted.selection()["epoch"] == 5
+    np.testing.assert_array_equal(fitted.predict(inputs, ROWS), seen[5])
+
+
+def test_the_epoch_of_the_least_number_is_the_first_that_can_be_the_best():
+    only = dataclasses.replace(SETTINGS, max_epochs=3, patience=1, min_epochs=3)
+    _, fitted = train(only, evaluate=told(0.5, 0.9, 0.8, 0.1))
+    assert (fitted.record.best, fitted.record.best_epoch) == ({"auc": 0.1}, {"auc": 2})
+    texts = training.describe(training.Record(("auc",), epochs=[{"loss": 1.0}]))
+    assert texts == "too early to choose"
+
+
+@pytest.mark.parametrize("steps", [6, 22, 25])
+def test_a_run_with_a_least_number_of_epochs_is_resumed_with_the_same_bytes(
+    steps: int, tmp_path: Path
+):
+    """Killed long before anything was chosen, right at the first choice, and after it."""
+    late = dataclasses.replace(SETTINGS, min_epochs=3)
+    whole, fitted = train(late)
+    assert fitted.record.best_epoch["auc"] >= 2
+    checkpoint = tmp_path / "run.ckpt.safetensors"
+    with pytest.raises(Killed):
+        train(late, checkpoint=checkpoint, checkpoint_seconds=0, progress=KillAt(steps))
+    resumed, again = train(late, checkpoint=checkpoint, progress=(watch := KillAt(0)))
+    assert any("resumed at epoch" in note for note in watch.notes)
+    assert same(whole, resumed) and fitted.record == again.record
+
+
+@pytest.mark.parametrize(("most", "least"), [(0, 0), (2, 3)])
+def test_a_fit_of_which_no_epoch_could_be_chosen_is_refused(most: int, least: int):
+    with pytest.raises(ValueError, match=f"max_epochs must be at least {max(1, least)}.* {most} "):
+        Fit(lr=0.1, batch_size=1, max_epochs=most, patience=1, min_epochs=least)
+
+
+def test_a_kept_stage_is_known_by_its_settings_and_those_of_before_stay_valid(tmp_path: Path):
+    """The first name was computed before there was a least number of epochs."""
+    run = Run("toy", "mf", "toy", SETTINGS, 0, "f00d")
+    job = Job(run, tmp_path, tmp_path, 1e9, Progress(quiet=True))
+    names = []
+    for least in (0, 2, 3):
+        training.seed_everything(0, "model")
+        fit = dataclasses.replace(SETTINGS, min_epochs=least)
+        model, what = MF(20, 20, 8, 0.1), {"stage": "toy"}
+        accelerator = training.make_accelerator()
+        fitted = training.stage(
+            job, accelerator, model, what, pointwise, batch, ROWS, evaluate, fit
+        )
+        names.append(fitted.id)
+    assert names[0] == "e18996f54912b925acbc" and len(set(names)) == 3
+    assert {path.stem for path in tmp_path.glob("stages/*")} == set(names)
 
 
 def test_a_prediction_may_have_several_columns():
