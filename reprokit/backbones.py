@@ -381,19 +381,19 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def check_weights(name: str, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that would leave a weight at random."""
+def check_weights(name: str, info: Mapping[str, Any], what: str = "language model") -> None:
+    """Refuse a checkpoint that would leave a weight at random. `what` it is, for the message."""
     missing = sorted(info["missing_keys"])
     wrong = sorted(info["mismatched_keys"])
     if missing:
         raise RequestError(
-            f"language model '{name}' lacks {len(missing)} weights, such as {missing[0]}: its "
+            f"{what} '{name}' lacks {len(missing)} weights, such as {missing[0]}: its "
             "config.json and its safetensors do not belong together. Get the model again"
         )
     if wrong:
         key, stored, wanted = wrong[0]
         raise RequestError(
-            f"language model '{name}' has {len(wrong)} weights of another shape, such as {key}: "
+            f"{what} '{name}' has {len(wrong)} weights of another shape, such as {key}: "
             f"{tuple(stored)}, by its config.json {tuple(wanted)}. Get the model again"
         )
 

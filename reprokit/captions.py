@@ -23,13 +23,14 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -48,10 +49,12 @@ from reprokit.encoders import (
 from reprokit.features import first_process, wait_for
 from reprokit.homemade import quiet
 from reprokit.progress import Progress
-from reprokit.runs import RequestError, digest
+from reprokit.runs import RequestError, digest, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 PALETTE, BLIP2 = "palette", "blip2"
 BLIP2_REPO = "Salesforce/blip2-opt-2.7b"
@@ -135,6 +138,9 @@ def captions(
     and `empty`; `damaged` lines of the record, whose captions are made again. `note` says what a
     reader must know.
 
+    Of the processes of a launch the first one opens pictures and captions them; all give what it
+    says, so that a picture that it alone cannot read is the same to all.
+
     Raises RequestError: no such captioner, or not one picture can be read.
     """
     if max_new_tokens < 1 or batch < 1:
@@ -144,16 +150,49 @@ def captions(
     source = locate_captioner(name)
     key = digest(["captions", REVISION, fingerprint, max_new_tokens])[:20]
     path = folder / "captions" / f"{key}.jsonl"
+    captioner = Captioner(source, max_new_tokens, dtype)
     album = Album(images, ids, versions)
+    said, facts = told_by_first(
+        path.parent, lambda: describe(album, path, captioner, batch, progress)
+    )
+    return said, facts
+
+
+def told_by_first(folder: Path, make: Callable[[], T]) -> T:
+    """What `make` gives in the first process of a launch, in all of them; it must be JSON.
+
+    It goes through a file of this very call, since a process group bears no wait of hours. The file
+    is named by a number that the first process draws: one that a killed launch left is not read.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return make()
+    import torch
+    from accelerate.utils import broadcast
+
+    from reprokit.training import make_accelerator
+
+    accelerator = make_accelerator()
+    drawn = torch.tensor([secrets.randbits(62)], device=accelerator.device)
+    path = folder / f".{int(broadcast(drawn))}.json"
     if first_process():
-        record = Record(path)
-        if record.damaged:
-            progress.note(f"{path}: {record.damaged} lines are damaged and made again")
-        made = make(album, record, Captioner(source, max_new_tokens, dtype), batch, progress)
-    else:
-        record, made = wait_for(lambda: complete(album, path)), 0
+        write_json(path, make())
+    told: T = wait_for(lambda: json.loads(path.read_bytes()) if path.is_file() else None)
+    accelerator.wait_for_everyone()  # all have read it
+    if first_process():
+        path.unlink()
+    return told
+
+
+def describe(
+    album: Album, path: Path, captioner: Captioner, batch: int, progress: Progress
+) -> tuple[list[str], dict[str, int | str]]:
+    """Captions and facts; those that the record in `path` lacks are made."""
+    record = Record(path)
+    if record.damaged:
+        progress.note(f"{path}: {record.damaged} lines are damaged and made again")
+    made = make(album, record, captioner, batch, progress)
     found = [record.of(album, row) for row in album.rows]
-    complain(source, album, sum(caption is not None for caption in found), progress)
+    complain(captioner.source, album, sum(one is not None for one in found), progress)
     known = [caption for caption in found if caption]
     facts: dict[str, int | str] = {
         "pictures": len(album.rows),
@@ -164,7 +203,7 @@ def captions(
         "cut": sum(caption.cut for caption in known),
         "empty": sum(not caption.text for caption in known),
         "damaged": record.damaged,
-        "note": PALETTE_NOTE if name == PALETTE else "",
+        "note": PALETTE_NOTE if captioner.source.name == PALETTE else "",
     }
     said = [caption.text if caption else "" for caption in found]
     texts = {album.ids[row]: text for row, text in zip(album.rows, said, strict=True)}
@@ -240,12 +279,12 @@ def make(album: Album, record: Record, captioner: Captioner, batch: int, progres
     progress.start_steps(sum(map(len, lots)))
     made = done = 0
 
-    def look(row: int) -> Any:
-        """A picture as the captioner reads it; None where there is nothing to caption."""
+    def look(row: int) -> np.ndarray | None:
+        """A picture as the captioner reads it, small; None where there is nothing to caption."""
         picture = album.open(row)
         if picture is None or album.pixels[row] in record.captions:
             return None
-        return captioner.prepare(picture)
+        return captioner.load().prepare(picture)
 
     with ThreadPoolExecutor(READERS) as pool:
         ahead = [pool.submit(look, row) for row in lots[0]] if lots else []
@@ -258,25 +297,12 @@ def make(album: Album, record: Record, captioner: Captioner, batch: int, progres
                 for row, small in zip(lot, opened, strict=True)
                 if small is not None and album.pixels[row] not in record.captions
             }
-            fresh = captioner.caption(list(new.values())) if new else []
+            fresh = captioner.load().caption(list(new.values())) if new else []
             record.captions.update(zip(new, fresh, strict=True))
             record.append(album, lot)
             made, done = made + len(new), done + len(lot)
             progress.step(done, f"pictures described by {captioner.source.name}")
     return made
-
-
-def complete(album: Album, path: Path) -> Record | None:
-    """The record that another process writes, once it holds all that can be read."""
-    record = Record(path)
-    for row in album.rows:
-        if record.holds(album, row) or row in album.missing or row in album.unreadable:
-            continue
-        if row not in album.pixels:
-            album.open(row)
-        if row in album.pixels and album.pixels[row] not in record.captions:
-            return None
-    return record
 
 
 # --- the record ---------------------------------------------------------------------------------
@@ -370,13 +396,6 @@ class Captioner:
                 self.loaded = Blip(self.source, self.max_new_tokens, self.dtype)
             return self.loaded
 
-    def prepare(self, picture: Image) -> np.ndarray:
-        """A picture as it is captioned: small, whatever its size."""
-        return self.load().prepare(picture)
-
-    def caption(self, pictures: Sequence[np.ndarray]) -> list[Caption]:
-        return self.load().caption(pictures)
-
 
 PALETTE_NOTE = f"{PALETTE} names colours, no content: it is no caption model"
 SIDE = 32
@@ -468,7 +487,7 @@ class Blip:
             ignore_mismatched_sizes=True,  # refused, in one line
             **own,
         )
-        check_weights(self.source.name, info)
+        check_weights(self.source.name, info, CAPTIONER)
         self.model = model.requires_grad_(False).eval().to(self.device)
 
     def settle(self) -> None:

@@ -194,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pictures = fetch.add_argument_group(
         "pictures",
-        "of google-restaurants, cdsr-food-kitchen and cdsr-movie-book; see data/README.md",
+        "of google-restaurants, cdsr-* and the reviews of amazon-*; see data/README.md",
     )
     pictures.add_argument(
         "--images",

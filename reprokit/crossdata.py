@@ -3,7 +3,7 @@
 Files   Alist.txt, Blist.txt: number, ASIN, index from 0 within the domain; tab-separated.
         traindata_new.txt, validdata_new.txt, testdata_new.txt: user, sequence, then one field
         `item|unix time|date|` per event; tab-separated. Domain B is numbered after domain A.
-        Optional beside them titles.tsv (ASIN, title) and images/<ASIN>.jpg.
+        Optional beside them titles.tsv (ASIN, title) and images/<ASIN>.jpg, .png and so on.
 Source  Cao et al., Contrastive Cross-Domain Sequential Recommendation, CIKM 2022, as corrected;
         LLM-EMF (arXiv 2506.17966), Table 1, prints the same counts.
 
@@ -39,6 +39,7 @@ from reprokit.data import SPLITS, Source, opened
 from reprokit.datasets import DataError, dataset
 from reprokit.download import find
 from reprokit.metadata import clean, read_metadata
+from reprokit.reviews import PICTURE_TYPES, picture_files
 from reprokit.runs import digest, replacing
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def load_cdsr(
     files = {"train": train, "valid": valid, "test": test}
     rows = {key: read_rows(path, len(a) + len(b), LEAST[key]) for key, path in files.items()}
     titles, title_counts = known_titles(item_ids, find(a_list.parent, "titles.tsv"), metadata)
-    files_by_asin = {path.stem: path for path in a_list.parent.glob("images/*.jpg")}
+    files_by_asin = picture_files(a_list.parent / "images")
     images = [files_by_asin.get(asin) for asin in item_ids]
     n_users, splits = dense_users(rows)
     data = CrossData(
@@ -492,7 +493,7 @@ def _release(
         files=CDSR_FILES,
         optional=(
             f"{folder}/titles.tsv",
-            f"{folder}/images/*.jpg",
+            *(f"{folder}/images/*{ending}" for ending in PICTURE_TYPES),
             *(f"amazon-2014/meta_{category}.json.gz" for category in metadata),
         ),
         refuse=refuse_earlier_release,

@@ -234,7 +234,7 @@ def _cdsr(folder: str, files: str, expected: Mapping[str, Expected]) -> DataSet:
         expected=expected,
         notes=(
             "The releases before this one leak future items and are not accepted. Optional beside "
-            "these files: titles.tsv (ASIN, title) and images/<ASIN>.jpg."
+            "these files: titles.tsv (ASIN, title) and images/<ASIN>.jpg (or .png, .gif, .webp)."
         ),
     )
 

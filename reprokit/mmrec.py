@@ -1,7 +1,7 @@
 """MMREC: an LLM-based multi-modal recommender on restaurant reviews. Not the MMRec toolbox.
 
 Paper   Tian, Wang, Zhao and Ding, arXiv 2408.04211.
-Tables  mmrec/table1, table2, mmrec/figure2, figure3; of our own mmrec/leakage.
+Tables  mmrec/table1, table2, mmrec/figure2, figure3; of our own mmrec/auc, mmrec/leakage.
 
 A row is a review; whether its rating is high is predicted from what other reviews say of its user
 and of its business. What describes a row stands in `profiles` (with `pooling`, `summaries`,
@@ -28,6 +28,9 @@ D6  "11 categories" (section III) is the most types of one restaurant; there are
 D7  The text puts the gain at 19.4 points for 10 points of accuracy. The tables give 31.74 to 18.16
     for the best rows, 13.6 points, for 8.4 of accuracy; 19.4 compares with the baseline's worst
     row. "Best training rate around 2%" overlooks the 0.7% of proposed-text.
+D8  Leaving the current review out tells of it all the same: of the rows of one business, the one
+    with the lowest rating has the highest mean of the others. A model that recognises the business,
+    by its text or its pictures, can learn that; a held-out row has no such mean. Kept as printed.
 """
 
 from __future__ import annotations
@@ -277,12 +280,17 @@ REASONS = {
     "paper": "the paper's",
 }
 DEMO = {
-    "min_epochs": 30,
+    "min_epochs": 20,
     "patience": 5,
-    "max_epochs": 60,
+    "max_epochs": 40,
     "batch_size": 512,
     "text_encoder": "tiny",
-    "upstream": "64",
+    "dim": 16,
+    "bottom": "16",
+    "top": "16",
+    "upstream": "32",
+    "upstream_dropout": 0.5,
+    "upstream_l2": 3e-4,
 }
 SPOKEN = {"llm": "extractive", "max_reviews": 20}
 
@@ -368,6 +376,11 @@ POINTS = (
     "Nothing says that the current review is left out of what is summarised, priced and typed. "
     "Here it is; `mmrec/leakage` shows what happens otherwise.",
     'Early stopping "after 300 epochs": a minimum, and earlier epochs do not choose.',
+    "Leaving the current review out of a mean tells of it all the same: of the rows of one "
+    "business the lowest rating has the highest mean of the others. What is learnt from that fails "
+    "on held-out rows. Kept as printed.",
+    "Accuracy and false-positive rate at one threshold can be traded for each other: `mmrec/auc` "
+    "has the same runs without a threshold.",
     "Which pictures describe a row is not said: those of the business's other training reviews.",
     "The number of reviews enters as log(1 + n), and dense features are scaled by the training "
     "rows' mean and deviation.",
@@ -489,6 +502,22 @@ TABLES = (
         others=OTHERS,
         seeds=1,
         protocol=(("Examples", "pictures of training reviews, evenly spaced in the release."),),
+    ),
+    Table(
+        "mmrec/auc",
+        "Tables I and II without a threshold: AUC",
+        columns=tuple(
+            Column(f"{split} AUC", f"{split}/auc", GOOGLE, definition="auc")
+            for split in ("train", "valid", "test")
+        ),
+        rows=printed_rows(),
+        sanity=OWN_ROWS[1:],
+        label_header="Model / weighted loss / dropout",
+        ours=True,
+        draw="",
+        best_by=BEST,
+        others=OTHERS,
+        protocol=PROTOCOL,
     ),
     Table(
         "mmrec/leakage",

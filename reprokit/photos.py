@@ -1,21 +1,13 @@
 """The pictures of a data set, one by one from where they are served: polite, resumable, counted.
 
 Whose     google-restaurants: the ids `pics` of filter_all_t.json, asked for at GOOGLE_PHOTO.
-          cdsr-food-kitchen, cdsr-movie-book: `imUrl` of each ASIN in Amazon's 2014 metadata.
+          The others of PICTURES: `imUrl` of each ASIN in Amazon's 2014 metadata.
 Where to  images/<id>.<ext> in the data set's folder, under the extension of its real format.
 Gone      images/.gone.jsonl: id, status and date of what is served no more, never asked for again.
 
-What is confirmed of GOOGLE_PHOTO, and what is not
-C1  A public script that reads `pics` of filter_all_t.json asks for this address, host and path as
-    they stand here, and got 159,426 / 20,035 / 20,073 pictures of train / val / test.
-C2  Google Local (2021), a release of the same laboratory, prints its pictures' addresses in full:
-    the same host and path, ids of the same form, then `=w150-h150-k-no-p`, a size.
-N1  Not confirmed: that the release itself names the address, that it is served today, and how large
-    the pictures are where no size is asked for. `--image-url` takes another address or a size.
-Addresses of `imUrl` are from 2014; how many are still served is not known to us.
-
-A picture gets its name only when it is whole and Pillow has decoded it; a killed fetch goes on
-where it was. Only the standard library asks, and nothing here imports torch.
+data/README.md says what is known of these addresses. A picture gets its name only when it is whole
+and Pillow has decoded it; a killed fetch goes on where it was. Only the standard library asks, and
+nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -31,33 +23,28 @@ import ssl
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+from urllib import request as web
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
 
 from reprokit import __version__
+from reprokit.crossdata import CROSS_DATA, read_items
+from reprokit.data import opened
 from reprokit.datasets import DataError, dataset
 from reprokit.download import find, megabytes, require
+from reprokit.metadata import read_metadata
+from reprokit.reviews import picture_files, read_products
 from reprokit.runs import RequestError, replacing
 
 GOOGLE_PHOTO = "https://lh5.googleusercontent.com/p/{id}"
-"""Where a picture of google-restaurants is served; see C1, C2 and N1 above."""
+"""Where a picture of google-restaurants is served, or was."""
 AMAZON_2014 = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 NO_IMAGE = "/no-img"
 """In `imUrl` of an item without a picture: the address of a grey icon that says so."""
@@ -76,19 +63,16 @@ DOUBTS = 50
 for again: a host that turns this machine away must not make all pictures count as gone."""
 LONGEST_WAIT = 600.0
 """Seconds. A server that asks for a longer pause ends the fetch."""
-TIMEOUT = 30.0
-"""Seconds without one byte."""
-DEADLINE = 120.0
-"""Seconds for a whole picture."""
-MAX_BYTES = 32 << 20
-MAX_PIXELS = 50_000_000
+TIMEOUT, DEADLINE = 30.0, 120.0
+"""Seconds without one byte, and for a whole picture."""
+MAX_BYTES, MAX_PIXELS = 32 << 20, 50_000_000
 """Larger pictures are not kept: decoded they take more memory than an encoder's batch."""
 TYPICAL_BYTES = 60_000
 """Of a picture, for the estimate of disk while there are none here: our guess."""
 
-GONE = (403, 404, 410, 451)
 SURELY_GONE = (404, 410, 451)
-"""403 alone may also mean that this machine is turned away."""
+GONE = (403, *SURELY_GONE)
+"""403 may also mean that this machine is turned away."""
 PASSING = (408, 425, 429)
 """Like 5xx: the same request may be answered later."""
 NO_PICTURE, DAMAGED, TOO_LARGE = "no picture", "damaged picture", "too large"
@@ -112,10 +96,8 @@ class Counts:
 
     wanted: int
     here: int = 0
-    """Before the start."""
     fetched: int = 0
     gone: int = 0
-    """Known before, or found now."""
     failed: int = 0
     """Asked for in vain; the next start asks again."""
     refused: int = 0
@@ -123,7 +105,7 @@ class Counts:
     left: int = 0
     """Not settled: beyond the limit, or the fetch stopped before."""
     stopped: str = ""
-    """Why the fetch ended early, in one line; empty where it did not."""
+    """Why it did, in one line."""
 
     @property
     def complete(self) -> bool:
@@ -139,12 +121,10 @@ class Counts:
 
 # --- addresses ----------------------------------------------------------------------------------
 class Places(NamedTuple):
-    """Where the pictures of a data set are."""
+    """Where the pictures of a data set are, by id, and how many items have no known address."""
 
     addresses: dict[str, str]
-    """By id."""
     without: int
-    """Items of which no address is known."""
 
 
 def picture_addresses(name: str, data_dir: Path, image_url: str = "") -> Places:
@@ -168,19 +148,13 @@ def picture_addresses(name: str, data_dir: Path, image_url: str = "") -> Places:
 
 def restaurant_pictures(name: str, data_dir: Path, image_url: str) -> Places:
     """The ids of all reviews, each once, in the order of train, val and test."""
-    [path] = require(name, data_dir, ["filter_all_t.json"])
-    pattern = image_url or GOOGLE_PHOTO
-    return Places({pic: pattern.replace("{id}", pic) for pic in _pics(path)}, 0)
-
-
-def _pics(path: Path) -> Iterator[str]:
-    from reprokit.data import opened
-
+    (path,) = require(name, data_dir, ["filter_all_t.json"])
     try:
         with opened(path) as file:
             parts = json.load(file)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+    found: dict[str, str] = {}
     for part in ("train", "val", "test"):
         rows = parts.get(part) if isinstance(parts, dict) else None
         if not isinstance(rows, list):
@@ -189,42 +163,36 @@ def _pics(path: Path) -> Iterator[str]:
             pics = (row.get("pics") or []) if isinstance(row, dict) else None
             if not isinstance(pics, list) or not all(isinstance(pic, str) for pic in pics):
                 raise DataError(f"{path}, {part}, record {number}: 'pics' is not a list of ids")
-            yield from pics
+            found |= {pic: (image_url or GOOGLE_PHOTO).replace("{id}", pic) for pic in pics}
+    return Places(found, 0)
 
 
 def item_pictures(name: str, data_dir: Path, image_url: str) -> Places:
-    """The ASINs of both lists. Without a pattern their addresses come from Amazon's metadata."""
-    from reprokit.crossdata import read_items
-
-    lists = require(name, data_dir, ["Alist.txt", "Blist.txt"])
-    asins = [asin for path in lists for asin in read_items(path)]
+    """The items by ASIN. Without a pattern their addresses come from Amazon's metadata."""
+    if release := CROSS_DATA.get(name.removeprefix("cdsr-")):
+        lists = require(name, data_dir, ["Alist.txt", "Blist.txt"])
+        asins = [asin for path in lists for asin in read_items(path)]
+        named = [path for path in release.optional if "/meta_" in path]
+    else:
+        reviews, metadata = (file.path for file in dataset(name).files)
+        (path,) = require(name, data_dir, [reviews])
+        asins = read_products(path, texts=False)["asin"].unique(maintain_order=True).to_list()
+        named = [f"{dataset(name).folder}/{metadata}"]
     if image_url:
         return Places({asin: image_url.replace("{id}", asin) for asin in asins}, 0)
-    known = _metadata_addresses(name, data_dir, asins)
+    if missing := [str(data_dir / path) for path in named if not find(data_dir, path)]:
+        raise DataError(
+            f"{', '.join(missing)} missing: the addresses of the pictures stand in Amazon's 2014 "
+            f"metadata. Put there what {AMAZON_2014} has under the same name (see data/README.md)"
+        )
+    files = [file for path in named if (file := find(data_dir, path))]
+    known = read_metadata(files, asins).image_urls
     found = {asin: known[asin] for asin in asins if NO_IMAGE not in known.get(asin, NO_IMAGE)}
     return Places(found, len(set(asins) - set(found)))
 
 
-def _metadata_addresses(name: str, data_dir: Path, asins: list[str]) -> dict[str, str]:
-    from reprokit.crossdata import CROSS_DATA, metadata_paths
-    from reprokit.metadata import read_metadata
-
-    key = name.removeprefix("cdsr-")
-    named = [path for path in CROSS_DATA[key].optional if "/meta_" in path]
-    if missing := [path for path in named if not find(data_dir, path)]:
-        raise DataError(
-            f"{', '.join(str(data_dir / path) for path in missing)} missing: the addresses of the "
-            f"pictures stand in Amazon's 2014 metadata. Put there what {AMAZON_2014} has under the "
-            "same name (see data/README.md)"
-        )
-    return read_metadata(metadata_paths(key, data_dir), asins).image_urls
-
-
-PICTURES: dict[str, Callable[[str, Path, str], Places]] = {
-    "google-restaurants": restaurant_pictures,
-    "cdsr-food-kitchen": item_pictures,
-    "cdsr-movie-book": item_pictures,
-}
+ITEMS = ("cdsr-food-kitchen", "cdsr-movie-book", "amazon-movies-2014", "amazon-musical-instruments")
+PICTURES = {"google-restaurants": restaurant_pictures, **dict.fromkeys(ITEMS, item_pictures)}
 
 
 def _askable(address: str) -> bool:
@@ -237,25 +205,13 @@ def _askable(address: str) -> bool:
 
 
 # --- what is there ------------------------------------------------------------------------------
-def _files(folder: Path) -> dict[str, Path]:
-    """Files by id. Hidden ones are not pictures: the record, and what a killed fetch left."""
-    if not folder.is_dir():
-        return {}
-    return {path.stem: path for path in folder.iterdir() if not path.name.startswith(".")}
-
-
 def known_gone(folder: Path) -> set[str]:
     """Ids of the record. A line that a kill cut short says nothing: its picture is asked again."""
     found: set[str] = set()
-    try:
-        text = (folder / RECORD).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return found
-    for line in text.splitlines():
-        try:
-            found.add(str(json.loads(line)["id"]))
-        except (ValueError, TypeError, KeyError):
-            continue
+    with suppress(FileNotFoundError):
+        for line in (folder / RECORD).read_bytes().splitlines():
+            with suppress(ValueError, TypeError, KeyError):
+                found.add(str(json.loads(line)["id"]))
     return found
 
 
@@ -266,7 +222,7 @@ def forget_gone(folder: Path) -> None:
 
 def _survey(addresses: Mapping[str, str], folder: Path) -> tuple[Counts, list[str], str]:
     """(counts before the start, ids to ask for, an id whose picture is here or nothing)."""
-    here, gone = _files(folder).keys(), known_gone(folder)
+    here, gone = picture_files(folder).keys(), known_gone(folder)
     todo, counted, served = [], Counter[str](), ""
     for name, address in addresses.items():
         if not SAFE_ID.fullmatch(name) or not _askable(address):
@@ -278,29 +234,23 @@ def _survey(addresses: Mapping[str, str], folder: Path) -> tuple[Counts, list[st
             counted["gone"] += 1
         else:
             todo.append(name)
-    before = Counts(
-        wanted=len(addresses),
-        here=counted["here"],
-        gone=counted["gone"],
-        refused=counted["refused"],
-        left=len(todo),
-    )
-    return before, todo, served
+    known: dict[str, Any] = dict(counted)
+    return Counts(len(addresses), left=len(todo), **known), todo, served
 
 
 def outlook(places: Places, folder: Path, rate: float = RATE, limit: int = 0) -> str:
     """One line before the start: what is wanted, how long it takes at least, and how much disk."""
     counts, todo, _ = _survey(places.addresses, folder)
     number = min(limit or len(todo), len(todo))
-    sizes = [path.stat().st_size for path in list(_files(folder).values())[:1000]]
-    each = sum(sizes) / len(sizes) if sizes else TYPICAL_BYTES
+    sizes = [path.stat().st_size for path in list(picture_files(folder).values())[:1000]]
+    each = sum(sizes) // len(sizes) if sizes else TYPICAL_BYTES
     basis = "as those here" if sizes else "our guess"
     parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     none = f" ({places.without:,} items have no address)" if places.without else ""
     return (
         f"{counts.wanted:,} pictures wanted{none}, {counts.here:,} here, {counts.gone:,} known to "
         f"be gone; {number:,} to ask for, at most {rate:g} a second: {_duration(number / rate)} or "
-        f"more; disk about {megabytes(int(number * each))} ({megabytes(int(each))} each, {basis}), "
+        f"more; disk about {megabytes(number * each)} ({megabytes(each)} each, {basis}), "
         f"{megabytes(shutil.disk_usage(parent).free)} free"
     )
 
@@ -325,9 +275,7 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        self.gap = 1 / rate
-        self.stop = stop
-        self.clock = clock
+        self.gap, self.stop, self.clock = 1 / rate, stop, clock
         self.sleep = sleep or stop.wait  # ends at once when the fetch does
         self.free = -math.inf
         """The time from which the next request may start."""
@@ -359,52 +307,53 @@ class Gone(Exception):
 
 
 class Fault(Exception):
-    """No answer to go by."""
+    """No answer to go by.
 
-    def __init__(self, reason: str, passing: bool, hold: bool = False, wait: float | None = None):
+    `passing`: waiting may help. `hold`: seconds for which the server asks all workers to pause, 0
+    where it does not say for how long, None where it does not ask.
+    """
+
+    def __init__(self, reason: str, passing: bool, hold: float | None = None) -> None:
         super().__init__(reason)
-        self.passing = passing
-        """Waiting may help."""
-        self.hold = hold
-        """All workers are to pause."""
-        self.wait = wait
-        """Seconds that the server asks for."""
+        self.passing, self.hold = passing, hold
 
 
-class PacedRedirects(HTTPRedirectHandler):
+class PacedRedirects(web.HTTPRedirectHandler):
     """A redirect is a request of its own."""
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
 
-    def redirect_request(self, *arguments: Any) -> Request | None:
+    def redirect_request(self, *arguments: Any) -> web.Request | None:
         self.pace.wait()
         return super().redirect_request(*arguments)
 
 
-def _opener(pace: Pace) -> OpenerDirector:
+def _opener(pace: Pace) -> web.OpenerDirector:
     """http and https alone: no address and no redirect reads a file of this machine."""
-    opener = OpenerDirector()
-    opener.add_handler(ProxyHandler())
-    opener.add_handler(HTTPHandler())
-    opener.add_handler(HTTPSHandler())
-    opener.add_handler(UnknownHandler())
-    opener.add_handler(PacedRedirects(pace))
-    opener.add_handler(HTTPErrorProcessor())
-    opener.add_handler(HTTPDefaultErrorHandler())
+    opener = web.OpenerDirector()
+    plain = web.ProxyHandler(), web.HTTPHandler(), web.HTTPSHandler(), web.UnknownHandler()
+    after = PacedRedirects(pace), web.HTTPErrorProcessor(), web.HTTPDefaultErrorHandler()
+    for handler in (*plain, *after):
+        opener.add_handler(handler)
     return opener
 
 
-def _picture(opener: OpenerDirector, address: str) -> tuple[bytes, str]:
+def _picture(opener: web.OpenerDirector, address: str) -> tuple[bytes, str]:
     """A whole picture and its extension. Raises Gone or Fault."""
     try:
-        with opener.open(Request(address, headers=HEADERS), timeout=TIMEOUT) as response:
+        with opener.open(web.Request(address, headers=HEADERS), timeout=TIMEOUT) as response:
             length = response.length  # None where the server does not say
             whole = length is not None or response.chunked
             body = _read(response, length)
     except HTTPError as error:
         error.close()
-        raise _answered(error) from None
+        if error.code in GONE:
+            raise Gone(error.code) from None
+        hold = _retry_after(error.headers.get("Retry-After"))
+        hold = 0.0 if hold is None and error.code in SLOW_DOWN else hold
+        passing = error.code in PASSING or error.code >= 500
+        raise Fault(f"HTTP status {error.code}", passing, hold) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)  # a text: an address that leads nowhere
         hopeless = (str, ValueError, ssl.SSLCertVerificationError)
@@ -418,19 +367,6 @@ def _picture(opener: OpenerDirector, address: str) -> tuple[bytes, str]:
         raise
 
 
-def _answered(error: HTTPError) -> Exception:
-    """What a status that is no success means."""
-    if error.code in GONE:
-        return Gone(error.code)
-    wait = _retry_after(error.headers.get("Retry-After"))
-    return Fault(
-        f"HTTP status {error.code}",
-        passing=error.code in PASSING or error.code >= 500,
-        hold=error.code in SLOW_DOWN or wait is not None,
-        wait=wait,
-    )
-
-
 def _retry_after(value: str | None) -> float | None:
     """Seconds, given as such or as a date; None where the header is missing or says nothing."""
     text = (value or "").strip()
@@ -440,8 +376,7 @@ def _retry_after(value: str | None) -> float | None:
         until = parsedate_to_datetime(text)
     except ValueError:
         return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _read(response: http.client.HTTPResponse, length: int | None) -> bytes:
@@ -490,30 +425,53 @@ def extension(body: bytes) -> str:
 
 
 # --- all of them --------------------------------------------------------------------------------
-class Told(NamedTuple):
-    """What a worker has to say of a picture."""
+class Fetch:
+    """Workers ask and tell; the main thread counts, records what is gone, and says when to stop."""
 
-    name: str
-    kind: str
-    """fetched, gone, fault (an attempt in vain), failed (the last one), or halt."""
-    status: int | str = ""
-    """Of what is gone; else the reason."""
+    def __init__(self, addresses: Mapping[str, str], folder: Path, rate: float, limit: int) -> None:
+        self.addresses, self.folder = addresses, folder
+        self.counts, todo, self.served = _survey(addresses, folder)
+        self.todo = deque(todo[: limit or None])
+        self.stop = threading.Event()
+        self.pace = Pace(rate, self.stop)
+        self.opener = _opener(self.pace)
+        self.told = queue.SimpleQueue[tuple[str, str, Any] | BaseException | None]()
+        """A picture, what became of it (fetched, gone, fault: an attempt in vain, failed: the last
+        one, or halt) and its status or the reason; None: a worker is done."""
+        self.faults = 0
+        """In a row."""
+        self.doubts: list[tuple[str, int | str]] = []
+        """Gone, it seems, since the last sure answer: picture and status."""
 
-
-@dataclass
-class Crew:
-    """What the workers share."""
-
-    addresses: Mapping[str, str]
-    folder: Path
-    pace: Pace
-    todo: deque[str]
-    stop: threading.Event
-    opener: OpenerDirector
-    told: queue.SimpleQueue[Told | BaseException | None] = field(default_factory=queue.SimpleQueue)
-    """None: a worker is done."""
+    def run(self, workers: int, report: Callable[[Counts], None]) -> None:
+        """Listen until every worker is done. They are daemons: an interrupt waits for none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / RECORD).open("ab+") as record:
+            record.seek(0)
+            if (text := record.read()) and not text.endswith(b"\n"):
+                record.write(b"\n")  # a kill cut the last line short
+        report(self.counts)
+        working = min(workers, len(self.todo))
+        for _ in range(working):
+            threading.Thread(target=self.work, daemon=True).start()
+        try:
+            while working:
+                told = self.told.get()
+                if isinstance(told, BaseException):
+                    raise told
+                if told is None:
+                    working -= 1
+                else:
+                    self.add(*told)
+                    report(self.counts)
+            if not self.counts.stopped:
+                self.believe()
+                report(self.counts)
+        finally:
+            self.stop.set()  # after an interrupt: a worker ends with what it is at
 
     def work(self) -> None:
+        """A worker: one picture after the other."""
         try:
             while not self.stop.is_set():
                 try:
@@ -534,93 +492,77 @@ class Crew:
             try:
                 body, suffix = _picture(self.opener, self.addresses[name])
             except Gone as gone:
-                return self.told.put(Told(name, "gone", gone.status))
+                return self.told.put((name, "gone", gone.status))
             except Fault as fault:
-                self.told.put(Told(name, "fault", str(fault)))
+                self.told.put((name, "fault", fault))
                 if pause is None or not fault.passing:
-                    return self.told.put(Told(name, "failed", str(fault)))
-                if fault.wait is not None and fault.wait > LONGEST_WAIT:
-                    reason = f"the server asks for a pause of {_duration(fault.wait)}"
-                    return self.told.put(Told(name, "halt", reason))
-                if fault.hold:
-                    self.pace.hold(pause if fault.wait is None else fault.wait)
-                else:
+                    return self.told.put((name, "failed", fault))
+                if fault.hold is None:
                     self.pace.sleep(pause)
+                elif fault.hold > LONGEST_WAIT:
+                    reason = f"the server asks for a pause of {_duration(fault.hold)}"
+                    return self.told.put((name, "halt", reason))
+                else:
+                    self.pace.hold(fault.hold or pause)
                 continue
             with replacing(self.folder / f"{name}.{suffix}") as part:
                 part.write_bytes(body)
-            return self.told.put(Told(name, "fetched"))
+            return self.told.put((name, "fetched", ""))
 
-
-class Ledger:
-    """Counts what the workers tell, records what is gone, and says when to stop."""
-
-    def __init__(self, counts: Counts, crew: Crew, record: IO[str], served: str) -> None:
-        self.counts, self.crew, self.record, self.served = counts, crew, record, served
-        self.faults = 0
-        """In a row."""
-        self.doubts: list[Told] = []
-        """Gone, it seems, since the last sure answer."""
-
-    def add(self, told: Told) -> None:
-        if told.kind == "fault":
+    def add(self, name: str, kind: str, status: Any) -> None:
+        """Count what a worker tells; stop all of them where it is time to."""
+        if kind == "halt":
+            self.end(status)
+        elif kind == "fault":
             self.faults += 1
-        elif told.kind == "gone":
-            self.faults = 0
-            self.doubts.append(told)
-        elif told.kind == "fetched":
-            self.faults = 0
-            self.served = told.name
-        if told.kind in ("fetched", "failed"):
-            self.count(told.kind)
-        if told.kind == "fetched" or told.status in SURELY_GONE:
+            if self.faults >= FAULTS:
+                self.end(f"{FAULTS} faults in a row, the last: {status}")
+        elif kind == "failed":
+            self.count(kind)
+        elif kind == "fetched":
+            self.faults, self.served = 0, name
+            self.count(kind)
             self.believe()
-        self.judge(told)
+        else:
+            self.faults = 0
+            self.doubts.append((name, status))
+            if status in SURELY_GONE:
+                self.believe()
+            elif len(self.doubts) >= DOUBTS:
+                self.weigh(status)
 
-    def judge(self, told: Told) -> None:
-        """Go on, or stop all workers and say why."""
-        if told.kind == "halt":
-            self.end(str(told.status))
-        elif self.faults >= FAULTS:
-            self.end(f"{FAULTS} faults in a row, the last: {told.status}")
-        elif len(self.doubts) >= DOUBTS and self.still_serves():
+    def weigh(self, status: int | str) -> None:
+        """Believe in so many gone only while one that is here is served, or surely gone."""
+        try:
+            asked = self.served and self.pace.wait()
+            sure = asked and bool(_picture(self.opener, self.addresses[self.served]))
+        except (Gone, Fault) as error:
+            sure = getattr(error, "status", "") in SURELY_GONE
+        if sure:
             self.believe()
-        elif len(self.doubts) >= DOUBTS:
+        else:
             self.end(
-                f"{DOUBTS} answers in a row were no picture (the last: {told.status}) and were not "
+                f"{DOUBTS} answers in a row were no picture (the last: {status}) and were not "
                 "recorded as gone: the server may turn this machine away, or the address is wrong"
             )
-
-    def end(self, reason: str) -> None:
-        if not self.counts.stopped:
-            self.counts = replace(self.counts, stopped=reason)
-        self.crew.stop.set()
 
     def believe(self) -> None:
         """What seemed gone is gone."""
         date = datetime.now(UTC).date().isoformat()
-        for told in self.doubts:
-            line = {"id": told.name, "status": told.status, "date": date}
-            self.record.write(json.dumps(line) + "\n")
-            self.count("gone")
-        self.record.flush()
+        with (self.folder / RECORD).open("a", encoding="utf-8") as record:
+            for name, status in self.doubts:
+                line = {"id": name, "status": status, "date": date}
+                record.write(json.dumps(line) + "\n")
+                self.count("gone")
         self.doubts = []
 
     def count(self, kind: str) -> None:
         more: dict[str, Any] = {kind: getattr(self.counts, kind) + 1, "left": self.counts.left - 1}
         self.counts = replace(self.counts, **more)
 
-    def still_serves(self) -> bool:
-        """Whether a picture that is here is served still: the one that is asked for again."""
-        if not self.served or not self.crew.pace.wait():
-            return False
-        try:
-            _picture(self.crew.opener, self.crew.addresses[self.served])
-        except Gone as gone:
-            return gone.status in SURELY_GONE
-        except Fault:
-            return False
-        return True
+    def end(self, reason: str) -> None:
+        self.counts = replace(self.counts, stopped=self.counts.stopped or reason)
+        self.stop.set()
 
 
 def fetch_pictures(
@@ -629,7 +571,7 @@ def fetch_pictures(
     rate: float = RATE,
     workers: int = WORKERS,
     limit: int = 0,
-    report: Callable[[Counts], None] | None = None,
+    report: Callable[[Counts], None] = lambda counts: None,
     offline: bool = False,
 ) -> Counts:
     """Bring the pictures that are neither in `folder` nor known to be gone.
@@ -640,58 +582,16 @@ def fetch_pictures(
         limit: pictures to ask for at most; 0 for all.
         report: called with the counts at the start and after each answer.
 
-    A fetch that stops for faults returns what it counted, with the reason in `stopped`. Raises
-    RequestError where something is to be asked for and `offline` is set, and OSError where a
-    picture cannot be written.
+    Raises RequestError where something is to be asked for and `offline` is set, and OSError where a
+    picture cannot be written. Faults are counted; those that end the fetch are told in `stopped`.
     """
     if not rate > 0 or workers < 1 or limit < 0:
         raise ValueError(f"rate {rate}, workers {workers}, limit {limit}: expected > 0, >= 1, >= 0")
-    folder = Path(folder)
-    counts, todo, served = _survey(addresses, folder)
-    todo = todo[: limit or None]
-    if not todo:
-        return counts
-    if offline:
+    fetch = Fetch(addresses, Path(folder), rate, limit)
+    if fetch.todo and offline:
         raise RequestError(
-            f"{counts.left:,} pictures are not in {folder} and --offline is set: run it without"
+            f"{fetch.counts.left:,} pictures are not in {folder} and --offline is set: leave it out"
         )
-    stop = threading.Event()
-    pace = Pace(rate, stop)
-    crew = Crew(addresses, folder, pace, deque(todo), stop, _opener(pace))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / RECORD).open("a+", encoding="utf-8") as record:
-        _end_line(record)
-        ledger = Ledger(counts, crew, record, served)
-        try:
-            _run(crew, ledger, min(workers, len(todo)), report)
-        finally:
-            stop.set()  # after an interrupt: a worker ends with what it is at
-    return ledger.counts
-
-
-def _run(crew: Crew, ledger: Ledger, workers: int, report: Callable[[Counts], None] | None) -> None:
-    """Listen until every worker is done. They are daemons: an interrupt waits for none of them."""
-    report = report or (lambda counts: None)
-    report(ledger.counts)
-    for _ in range(workers):
-        threading.Thread(target=crew.work, daemon=True).start()
-    while workers:
-        told = crew.told.get()
-        if isinstance(told, BaseException):
-            raise told
-        if told is None:
-            workers -= 1
-            continue
-        ledger.add(told)
-        report(ledger.counts)
-    if not ledger.counts.stopped:
-        ledger.believe()
-        report(ledger.counts)
-
-
-def _end_line(record: IO[str]) -> None:
-    """A line that a kill cut short gets its end, so that the next one is a line of its own."""
-    record.seek(0)
-    text = record.read()
-    if text and not text.endswith("\n"):
-        record.write("\n")
+    if fetch.todo:
+        fetch.run(workers, report)
+    return fetch.counts

@@ -547,16 +547,51 @@ def products(
 
 # --- synthetic stand-ins ------------------------------------------------------------------------
 def review_world() -> Config:
-    """The world behind the demo's restaurants: its films."""
+    """The world behind the demo's restaurants: its films.
+
+    As in the release a restaurant has few reviews, so that its mean rating says little. What people
+    like is cheap food and bright, warm, plain rooms, which the reviews name now and then and the
+    pictures show; between the words about them stands chatter.
+    """
     from reprokit.synthetic import Config
 
-    return Config(seed=0, n_users=1500, n_films=150, n_books=0, events_per_user=12, book_share=0.0)
+    return Config(
+        n_users=1600,
+        n_films=2400,
+        n_books=0,
+        events_per_user=12,
+        book_share=0.0,
+        user_bias=0.1,
+        quality=0.1,
+        price=2.0,
+        genre=1.2,
+        demographic=0.2,
+        style=1.5,
+        sequence=0.0,
+        choice=0.0,
+        noise=0.8,
+        price_share=0.8,
+    )
+
+
+CHATTER = 4
+"""Sentences of chatter in a review of the demo's restaurants."""
 
 
 def product_world() -> Config:
     """The world behind the demo's products: its films; as in the Amazon files, nearly every review
     has a text."""
-    return replace(review_world(), seed=1, n_users=800, review_share=0.99)
+    from reprokit.synthetic import Config
+
+    return Config(
+        seed=1,
+        n_users=800,
+        n_films=150,
+        n_books=0,
+        events_per_user=12,
+        book_share=0.0,
+        review_share=0.99,
+    )
 
 
 def demo_restaurants(name: str) -> Reviews:
@@ -564,7 +599,7 @@ def demo_restaurants(name: str) -> Reviews:
     from reprokit import synthetic
 
     world = synthetic.make_world(review_world())
-    files = synthetic.restaurant_reviews(world)
+    files = synthetic.restaurant_reviews(world, chatter=CHATTER)
     paint = partial(synthetic.restaurant_photos, world)
     painter = synthetic.world_digest(world.config)[:16]
     return restaurants(name, files, {}, paint=paint, painter=painter)
@@ -605,10 +640,10 @@ REVIEW_DATA: Mapping[str, Source] = {
     ),
     "demo-google-restaurants": Source(
         partial(demo_restaurants, "demo-google-restaurants"),
-        {"users": 1_500, "items": 150, "train": 5_975, "rows": 7_465, "pictures": 14_700},
+        {"users": 1_600, "items": 2_096, "train": 6_370, "rows": 7_961, "pictures": 15_667},
         world=review_world,
-        note="in place of the Google restaurants release: 1,500 synthetic people, 150 restaurants "
-        "and painted pictures",
+        note="in place of the Google restaurants release: 1,600 synthetic people, 2,096 "
+        "restaurants and painted pictures",
     ),
     "demo-amazon-musical-instruments": Source(
         partial(demo_products, "demo-amazon-musical-instruments"),

@@ -108,7 +108,7 @@ class Run:
     @property
     def title(self) -> str:
         named = [
-            str(value) if isinstance(value, str) else item.name
+            label(item.name, value)
             for item in fields(self.settings)
             if item.metadata.get("named") and (value := getattr(self.settings, item.name))
         ]
@@ -293,6 +293,13 @@ class Store:
             except (OSError, ValueError, TypeError, LookupError):
                 continue  # a damaged result forecasts nothing; `load` deals with it
         return {kind: float(np.median(seconds)) for kind, seconds in found.items()}
+
+
+def label(name: str, value: Any) -> str:
+    """A named setting in a title: a word alone, a flag by its name, a number with its name."""
+    if isinstance(value, str | bool):
+        return value if isinstance(value, str) else name
+    return f"{name} {value:g}"
 
 
 def canonical(value: Any) -> str:

@@ -44,6 +44,8 @@ from reprokit.words import (
     ADJECTIVES,
     BLAME,
     BOOK_GENRES,
+    CHATTER,
+    CHATTER_WORDS,
     DISHES,
     FIRST_NAMES,
     GENRES,
@@ -562,7 +564,7 @@ def sequences(
 
 
 def restaurant_reviews(
-    world: World, per_user: int = 5, more: int = 3
+    world: World, per_user: int = 5, more: int = 3, chatter: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
     """The world's films seen as restaurants, in the layout of the Google restaurants release.
 
@@ -570,7 +572,7 @@ def restaurant_reviews(
     ratings of each person count, cut so that most are high. Train, val and test share restaurants
     but no person. As in the release some texts are empty, some histories hold the review itself,
     under its id `user_business`, and histories also hold reviews that are no rows: here `more` of
-    each person, those that follow.
+    each person, those that follow. A text has `chatter` sentences about everything but the meal.
     """
     events, items = world.events, world.items
     films = np.flatnonzero(items.domain[events.items] == FILM)
@@ -580,11 +582,14 @@ def restaurant_reviews(
 
     rng = stream(world.config.seed, "restaurants")
     draws = rng.random((len(rows), 10))
+    talk = stream(world.config.seed, "restaurant chatter")
     stars, texts = _restaurant_texts(world, rows, cuts, draws)
+    texts = _with_chatter(texts, chatter, talk)
     photos = np.where(draws[:, 7] < 0.01, 0, 1 + (draws[:, 8] * 3).astype(int))
     parts = rng.permutation(world.config.n_users) / world.config.n_users
     rest = stream(world.config.seed, "restaurant histories").random((len(later), 10))
     _, later_texts = _restaurant_texts(world, later, cuts, rest)
+    later_texts = _with_chatter(later_texts, chatter, talk)
 
     users = events.users[rows]
     names = [f"user{user:05d}" for user in range(world.config.n_users)]
@@ -626,6 +631,17 @@ def _restaurant_texts(
     texts = _write(world, rows, stars, draws, dishes, kinds, ["the service"] * len(kinds))
     pairs = zip(texts, draws[:, 6], strict=True)
     return stars, ["" if draw < 0.03 else text for text, draw in pairs]
+
+
+def _with_chatter(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Each text between `count` sentences of chatter, half before and half behind it."""
+    slots = len(CHATTER_WORDS)
+    draws = rng.random((len(texts), count, 1 + slots))
+    told = []
+    for text, rows in zip(texts, draws, strict=True):
+        talk = [_pick(CHATTER, row[0]).format(*map(_pick, CHATTER_WORDS, row[1:])) for row in rows]
+        told.append(" ".join([*talk[: count // 2], text, *talk[count // 2 :]]) if text else "")
+    return told
 
 
 def restaurant_photos(world: World, pics: Sequence[str]) -> NDArray[np.uint8]:

@@ -61,3 +61,24 @@ PRICE_WORDS = (
     ("The price is fair.", "Priced about right."),
     ("Overpriced.", "Too expensive."),
 )
+CHATTER = (  # what has nothing to do with the meal: {0} to {2} are words of CHATTER_WORDS
+    "We came on a {0} with my {1}.",
+    "It was {2} outside and the {0} crowd was in.",
+    "My {1} told a long story about a {3}.",
+    "There was {4} on the radio and a {3} on the wall.",
+    "We found the place behind the {5} after a {2} walk.",
+    "Before it we had been at the {5} to buy a {3}.",
+    "Somebody at the next table wore a {3} and hummed {4}.",
+    "The {5} across the street has a {2} window.",
+)
+CHATTER_WORDS = tuple(
+    tuple(line.split())
+    for line in (
+        "Monday Tuesday Wednesday Thursday Friday Saturday Sunday holiday birthday payday",
+        "sister uncle boss neighbours cousin roommate team parents nephew colleague",
+        "rainy foggy icy sunny windy humid frosty cloudy muddy dusty",
+        "bicycle lantern kite hat umbrella suitcase violin clock parrot sailboat",
+        "jazz polka techno opera folk reggae swing country disco tango",
+        "library station museum harbour stadium bakery cinema bridge market church",
+    )
+)

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, launch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_backbones import BROKEN_TORCHVISION, COMMIT, refused, served  # noqa: F401
@@ -493,30 +492,42 @@ def test_the_record_is_read_once(tmp_path: Path, progress: Notes, monkeypatch: p
     assert len(reads) == 5
 
 
-@pytest.mark.parametrize("versions", [None, IDS])
-def test_a_second_process_waits_for_the_first_one(
-    versions: list[str] | None, tmp_path: Path, progress: Notes, monkeypatch: pytest.MonkeyPatch
+def test_in_a_launch_the_first_process_speaks_for_all_and_what_it_cannot_read_is_tried_again(
+    tmp_path: Path,
 ):
-    main = threading.main_thread()
-    monkeypatch.setattr(module, "first_process", lambda: threading.current_thread() is main)
-    waited: list[Any] = []
-
-    def wait() -> None:
-        waited.append(caption(tmp_path, Notes(), images=look, versions=versions))
-
-    def look(row: int) -> Any:
-        return None if row == 9 else "no picture" if row == 4 else PICTURES[row]
-
-    second = threading.Thread(target=wait, daemon=True)
-    second.start()
-    caption(tmp_path, progress, pictures=PICTURES[:5], images=look, versions=versions and IDS[:5])
-    time.sleep(0.5)
-    assert second.is_alive() and not waited
-    texts, _ = caption(tmp_path, progress, images=look, versions=versions)
-    second.join(20)
-    assert waited[0][0] == texts and texts[4] == texts[9] == ""
-    names = ("pictures", "missing", "unreadable", "made", "recorded")
-    assert counts(waited[0][1], *names) == (10, 1, 1, 0, 8)
+    script = tmp_path / "launched.py"
+    script.write_text(
+        "import json, os, time\n"
+        "from pathlib import Path\n"
+        "from PIL import Image\n"
+        "from reprokit.captions import captions\n"
+        "from reprokit.progress import Progress\n"
+        "rank, folder, opened = os.environ['RANK'], Path(__file__).parent, []\n"
+        "def look(row):\n"
+        "    opened.append(row)\n"
+        "    time.sleep(0.2)\n"
+        "    if row == 1 and start == 0 and rank == '0':\n"
+        "        raise OSError('not just now')\n"
+        "    return None if row == 2 else Image.new('RGB', (8, 8), (60 * row, 0, 0))\n"
+        "told, more = [], {'versions': list('abcd')}\n"
+        "for start in range(2):\n"
+        "    quiet = Progress(quiet=True)\n"
+        "    told.append(captions('palette', look, 'abcd', folder, quiet, 'f', **more))\n"
+        "(folder / f'told{rank}').write_text(json.dumps([told, sorted(opened)]))\n"
+    )
+    done = launch(script, seconds=120)
+    assert done.returncode == 0, done.stderr
+    told, opened = zip(
+        *(json.loads((tmp_path / f"told{at}").read_text()) for at in (0, 1)), strict=True
+    )
+    assert told[0] == told[1] and opened == ([0, 1, 1, 2, 2, 3], [])
+    names = ("missing", "unreadable", "made", "recorded")
+    assert [counts(facts, *names) for _, facts in told[1]] == [(1, 1, 2, 0), (1, 0, 1, 2)]
+    assert [[bool(text) for text in texts] for texts, _ in told[1]] == [
+        [True, False, False, True],
+        [True, True, False, True],
+    ]
+    assert record(tmp_path).suffix == ".jsonl"  # and no other file
 
 
 def test_two_lengths_must_agree_and_be_positive(tmp_path: Path, progress: Notes):
@@ -615,8 +626,8 @@ def test_a_pickle_is_never_read(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("missing", ("lacks 1 weights", "query_tokens")),
-        ("shape", ("another shape", "query_tokens")),
+        ("missing", ("captioner", "lacks 1 weights", "query_tokens")),
+        ("shape", ("captioner", "another shape", "query_tokens")),
         ("damaged", ("captioner", "cannot be loaded")),
         ("nan", ("captioner", "not finite")),
         ("class", ("captioner", "BlipForQuestionAnswering", "BlipForConditionalGeneration")),

@@ -240,6 +240,31 @@ def test_images_are_found_by_asin_and_opened_on_demand(tmp_path: Path):
         data.image(5)
 
 
+@pytest.mark.parametrize("ending", ["gif", "jpeg", "jpg", "png", "webp"])
+def test_an_image_of_any_type_that_is_fetched_is_read_and_takes_part_in_the_fingerprint(
+    ending: str, tmp_path: Path
+):
+    folder = published(tmp_path)
+    before = CROSS_DATA["food-kitchen"].fingerprint(tmp_path)
+    (folder / "images").mkdir()
+    Image.new("RGB", (4, 3), (9, 9, 9)).save(folder / f"images/B001D9OVQ6.{ending}")
+    (folder / "images/B0028A8ZEI.txt").write_text("no picture")
+    data = load(tmp_path)
+    assert data.has_image.tolist() == [False, False, True, False, False, False]
+    image = data.image(2)
+    assert image is not None and (image.mode, image.size) == ("RGB", (4, 3))
+    assert CROSS_DATA["food-kitchen"].fingerprint(tmp_path) != before
+
+
+def test_the_fingerprint_of_jpg_images_is_what_it_was_when_no_others_were_read(tmp_path: Path):
+    folder = published(tmp_path)
+    (folder / "images").mkdir()
+    for name in ("B2", "A", "B10"):
+        (folder / f"images/{name}.jpg").write_text(name)
+    known = "4c94c6428d37a63bfeee2ac7748f576af8ed887874eba6231c0112fc8fa8d8a4"
+    assert CROSS_DATA["food-kitchen"].fingerprint(tmp_path) == known
+
+
 def test_optional_files_take_part_in_the_fingerprint(tmp_path: Path):
     source = CROSS_DATA["food-kitchen"]
     folder = published(tmp_path)

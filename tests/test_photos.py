@@ -24,8 +24,9 @@ from conftest import ROOT
 from PIL import Image
 
 from reprokit import photos
-from reprokit.datasets import DataError
+from reprokit.datasets import DataError, dataset
 from reprokit.photos import Counts, Pace, fetch_pictures, picture_addresses
+from reprokit.reviews import picture_files
 from reprokit.runs import RequestError
 from reprokit.synthetic import Config, make_world, restaurant_reviews
 
@@ -699,6 +700,58 @@ def test_without_the_metadata_one_line_says_what_to_put_where(tmp_path: Path):
     found = picture_addresses("cdsr-food-kitchen", tmp_path, url)
     assert found.addresses["B001802PIQ"] == "https://example.org/B001802PIQ.jpg"
     assert len(found.addresses) == 3
+
+
+def reviews(data_dir: Path, category: str, *asins: str) -> None:
+    path = data_dir / f"amazon-2014/reviews_{category}_5.json"
+    path.parent.mkdir(exist_ok=True)
+    more = {"reviewerID": "u", "overall": 5.0, "unixReviewTime": 1}
+    path.write_text("".join(json.dumps({"asin": asin, **more}) + "\n" for asin in asins))
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("amazon-musical-instruments", "Musical_Instruments"),
+        ("amazon-movies-2014", "Movies_and_TV"),
+    ],
+)
+def test_pictures_of_reviewed_products_are_where_the_metadata_of_their_category_say(
+    name: str, category: str, tmp_path: Path
+):
+    reviews(tmp_path, category, "B2", "B1", "B2", "B3")
+    with pytest.raises(DataError) as error:
+        picture_addresses(name, tmp_path)
+    where = tmp_path / f"amazon-2014/meta_{category}.json.gz"
+    assert str(error.value).startswith(f"{where} missing: ") and "\n" not in str(error.value)
+    url = "https://example.org/{id}.jpg"  # a pattern needs no metadata
+    assert list(picture_addresses(name, tmp_path, url).addresses) == ["B2", "B1", "B3"]
+    of_items = {"B1": "http://e.org/1.jpg", "B2": "http://e.org/2.jpg", "OTHER": "http://e.org/o"}
+    metadata(tmp_path, category, **of_items)
+    places = picture_addresses(name, tmp_path)
+    assert list(places.addresses.items()) == [
+        ("B2", "http://e.org/2.jpg"),
+        ("B1", "http://e.org/1.jpg"),
+    ]
+    assert places.without == 1
+
+
+def test_pictures_of_products_that_are_fetched_are_those_that_are_read(
+    server: Server, tmp_path: Path
+):
+    reviews(tmp_path, "Musical_Instruments", "B1", "B2", "B3")
+    metadata(
+        tmp_path,
+        "Musical_Instruments",
+        **{**server.put("B1"), **server.put("B2", body=drawn("PNG"))},
+    )
+    places = picture_addresses("amazon-musical-instruments", tmp_path)
+    folder = tmp_path / dataset("amazon-musical-instruments").folder / "images"
+    assert fetch(places.addresses, folder) == Counts(wanted=2, fetched=2)
+    assert {key: path.name for key, path in picture_files(folder).items()} == {
+        "B1": "B1.jpg",
+        "B2": "B2.png",
+    }
 
 
 def test_other_data_sets_have_no_pictures_to_fetch(tmp_path: Path):
