@@ -417,7 +417,7 @@ def report(planned: Plan, outcome: Outcome) -> int:
 
 def print_forecast(planned: Plan) -> None:
     from reprokit.plan import NOT_BUILT, downloads
-    from reprokit.reproduce import forecast
+    from reprokit.reproduce import forecast, together
     from reprokit.tables import grid
 
     lines = forecast(planned)
@@ -429,7 +429,7 @@ def print_forecast(planned: Plan) -> None:
         rows.append((line.run.title, line.state, forecast_time(line), memory, disk))
     print(grid(rows))
     waiting = [line for line in lines if not line.cached]
-    total = sum(line.seconds or 0 for line in waiting)
+    total = together(waiting)
     rest = " and what is not known" if any(line.seconds is None for line in waiting) else ""
     print(
         f"\n{len(waiting)} of {len(lines)} runs to make, together {total:,.0f} s{rest}. 'about': "

@@ -249,19 +249,26 @@ def each(name: str) -> float:
 
 
 def estimate_dlrm(s: Any, sizes: Mapping[str, int]) -> Estimate:
-    """Every epoch used, and every frozen model's work, which the rows of a table share."""
+    """Every epoch used; the frozen models' work is shared by all rows that need it."""
     rows, pictures = sizes["rows"], sizes.get("pictures", 0)
     seconds = 20 + s.max_epochs * (0.05 + rows * 6e-6) + s.upstream_epochs * rows * 1e-4
     texts, seen = (2.0 * rows if "text" in s.used else 0.0), pictures * ("image" in s.used)
     if isinstance(s, ProposedSettings):
-        seconds += 4 * rows * each(s.llm) + (texts + seen) * each(s.text_encoder)
-        seconds += seen * each(s.captioner) if s.captioner != "none" else 0
+        work = {
+            f"{s.llm} on reviews, {s.leakage}": 4 * rows * each(s.llm),
+            f"{s.text_encoder} on summaries, {s.leakage}": texts * each(s.text_encoder),
+        }
+        if s.captioner != "none":
+            work[f"{s.captioner} on pictures"] = seen * each(s.captioner)
+            work[f"{s.text_encoder} on captions"] = seen * each(s.text_encoder)
         kept = 4.0 * 384 * (texts + seen)
     else:
-        seconds += texts * each(s.text_encoder)
-        seconds += seen * each(s.image_encoder) if s.image_encoder != "none" else 0
+        work = {f"{s.text_encoder} on reviews": texts * each(s.text_encoder)}
+        if s.image_encoder != "none":
+            work[f"{s.image_encoder} on pictures"] = seen * each(s.image_encoder)
         kept = 4.0 * (384 * texts + 2048 * seen)
-    return Estimate(seconds, 1.2e9 + 3e4 * rows, 1e7 + kept + 30.0 * rows)
+    shared = {what: time for what, time in work.items() if time}
+    return Estimate(seconds, 1.2e9 + 3e4 * rows, 1e7 + kept + 30.0 * rows, shared)
 
 
 def estimate_constant(_: Any, sizes: Mapping[str, int]) -> Estimate:

@@ -236,7 +236,7 @@ class Forecast:
     @property
     def seconds(self) -> float | None:
         """Measured, else an upper bound, else not known."""
-        bound = self.estimate.seconds if self.estimate else None
+        bound = self.estimate.total if self.estimate else None
         return bound if self.measured is None else self.measured
 
     @property
@@ -253,6 +253,14 @@ class Forecast:
         if missing:
             return f"needs {' and '.join(missing)}"
         return "kept" if self.cached else "to make"
+
+
+def together(lines: Sequence[Forecast]) -> float:
+    """Seconds of some runs; what they share is counted once."""
+    bounds = [line.estimate for line in lines if line.estimate and line.measured is None]
+    shared = {name: seconds for bound in bounds for name, seconds in bound.shared.items()}
+    measured = sum(line.measured or 0.0 for line in lines)
+    return measured + sum(bound.seconds for bound in bounds) + sum(shared.values())
 
 
 def forecast(planned: Plan) -> list[Forecast]:

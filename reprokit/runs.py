@@ -63,6 +63,13 @@ class Estimate:
     """Bytes."""
     disk: float
     """Bytes kept, checkpoint included."""
+    shared: Mapping[str, float] = field(default_factory=dict)
+    """Further seconds for what is made once for all runs that name it."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of a run that comes first."""
+        return self.seconds + sum(self.shared.values())
 
 
 @dataclass(frozen=True)

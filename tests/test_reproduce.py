@@ -942,3 +942,16 @@ def test_each_run_has_the_peak_of_its_own_device_memory(
     make(toy_request(tmp_path, rows=("C",), seeds=2))
     told = json.loads((tmp_path / "small/ccf_llm/figure9.json").read_text())
     assert [run["provenance"]["device_peak_memory"] for run in told["runs"]] == [1e9, 1e9]
+
+
+def test_what_runs_share_is_counted_once_in_their_sum():
+    run: Any = None
+    one = Estimate(10.0, 0, 0, {"captions": 100.0, "texts": 5.0})
+    two = Estimate(20.0, 0, 0, {"captions": 100.0})
+    assert one.total == 115
+    lines = [reproduce.Forecast(run, False, None, found) for found in (one, two)]
+    assert [line.seconds for line in lines] == [115, 120]
+    assert reproduce.together(lines) == 10 + 20 + 100 + 5
+    measured = reproduce.Forecast(run, False, 7.0, one)
+    assert reproduce.together([measured, lines[1]]) == 7 + 120
+    assert reproduce.together([reproduce.Forecast(run, False, None, None)]) == 0
