@@ -43,16 +43,19 @@ from typing import Any
 import numpy as np
 
 from reprokit.click import check, nothing_chosen
+from reprokit.datasets import DataError
 from reprokit.profiles import (
     Frozen,
     Profile,
     baseline_profile,
     first_texts,
+    is_blip2,
+    is_gpt,
     proposed_profile,
     remembered,
 )
 from reprokit.reviewing import DLRMSettings, load, run_constant, run_dlrm
-from reprokit.reviews import REVIEW_DATA, Reviews
+from reprokit.reviews import REVIEW_DATA, Reviews, no_images
 from reprokit.runs import Estimate, Job, Result, System, Unavailable, setting
 from reprokit.summaries import Asked, ReviewSets, summaries
 from reprokit.tables import Column, Row, Table
@@ -108,6 +111,8 @@ class Spoken:
         for item in fields(Spoken):
             if item.name != "llm":
                 check(item.name, getattr(self, item.name), getattr(self, item.name) > 0)
+        if self.llm in ("none", "planted"):
+            raise ValueError("it needs a language model, or llm=extractive")
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,6 @@ class ProposedSettings(DLRMSettings, Spoken):
             check(name, getattr(self, name), getattr(self, name) > 0)
         if self.leakage not in ("exclude_current", "as_printed"):
             raise ValueError(f"leakage must be exclude_current or as_printed: '{self.leakage}'")
-        if self.llm == "none":
-            raise ValueError("the proposed model needs a language model, or llm=extractive")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -153,6 +156,7 @@ class SummarySettings(Spoken):
 
     def __post_init__(self) -> None:
         self.check_spoken()
+        check("examples", self.examples, self.examples > 0)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ class CaptionSettings:
 
     captioner: str = setting("blip2", "the paper's BLIP-2")
     examples: int = setting(6, "ours; pictures of training reviews, evenly spaced")
+
+    def __post_init__(self) -> None:
+        check("examples", self.examples, self.examples > 0)
 
 
 # --- what describes a row -----------------------------------------------------------------------
@@ -199,7 +206,7 @@ def run_summaries(job: Job) -> Result:
     for number, ((_, written), summary) in enumerate(zip(chosen, said, strict=True), 1):
         metrics[f"{number}/reviews"] = "\n".join(f"- {' '.join(text.split())}" for text in written)
         metrics[f"{number}/summary"] = summary or "(no answer)"
-    deviations = () if "gpt-3.5" in s.llm else (f"texts of {s.llm} in place of GPT-3.5 Turbo's",)
+    deviations = () if is_gpt(s.llm) else (f"texts of {s.llm} in place of GPT-3.5 Turbo's",)
     notes = (f"summaries by {s.llm}", *filter(None, [facts["note"]]))
     return Result(metrics, {}, nothing_chosen(), dict(data.counts), deviations, notes)
 
@@ -210,9 +217,10 @@ def run_captions(job: Job) -> Result:
 
     s, data = job.run.settings, load(job).sealed()
     train = data.picture_of[data.split[data.picture_rows] == 0]
-    here = np.unique(train[data.has_picture[train]])
+    named = np.concatenate([train, data.item_pictures[data.item_pictures >= 0]])
+    here = np.unique(named[data.has_picture[named]])
     if not len(here):
-        raise Unavailable(f"{data.name} has no images here")
+        raise Unavailable(no_images(data))
     if s.captioner == "none":
         raise Unavailable("no captions without a model: name one with --captioner")
     chosen = here[np.linspace(0, len(here) - 1, s.examples).round().astype(int)]
@@ -229,11 +237,14 @@ def run_captions(job: Job) -> Result:
     for number, (at, caption) in enumerate(zip(chosen, said, strict=True), 1):
         metrics[f"{number}/picture"] = data.pictures[at]
         metrics[f"{number}/caption"] = caption or "(none)"
-        if picture := data.picture(int(at)):
-            small = picture.convert("RGB")
-            small.thumbnail((336, 336))
-            predictions[f"picture/{number}"] = np.asarray(small)
-    deviations = () if "blip2" in s.captioner else (f"{s.captioner} in place of BLIP-2",)
+        try:
+            picture = data.picture(int(at))
+        except DataError:  # `captions` said so
+            continue
+        if picture:
+            picture.thumbnail((336, 336))
+            predictions[f"picture/{number}"] = np.asarray(picture)
+    deviations = () if is_blip2(s.captioner) else (f"{s.captioner} in place of BLIP-2",)
     notes = (f"captions by {s.captioner}", *filter(None, [str(facts["note"])]))
     return Result(metrics, predictions, nothing_chosen(), dict(data.counts), deviations, notes)
 
@@ -312,7 +323,10 @@ def described(
         settings,
         partial(run_dlrm, describe=profile_of),
         estimate_dlrm,
-        presets={"demo": {**DEMO, **demo}, "small": {"images": "if any", **small}},
+        presets={
+            "demo": {**DEMO, "images": "if any", **demo},
+            "small": {"images": "if any", **small},
+        },
         reasons=REASONS,
         backbone="" if system == "baseline" else "llm",
         encoders=encoders,

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from reprokit.pooling import Groups, Mean, mean_values
+from reprokit.pooling import Groups, Mean, blocks, mean_values
 from reprokit.progress import Progress
-from reprokit.reviews import Reviews
+from reprokit.reviews import Reviews, no_images
 from reprokit.runs import RequestError, Unavailable
 from reprokit.summaries import (
     PRICES,
@@ -63,8 +63,8 @@ class Profile:
     types: np.ndarray | None = None
     """(N, most) int64, padded with `n_types`."""
     n_types: int = 0
-    what: Mapping[str, Any] | None = None
-    """What decides all of this, for the identity of a stage."""
+    what: Mapping[str, Any] = field(default_factory=dict)
+    """What decides each field's vectors, and the rest under "", for the identity of a stage."""
     notes: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
 
@@ -221,23 +221,28 @@ def empty_note(data: Reviews, what: str, empty: np.ndarray) -> str:
     )
 
 
+def seen_pictures(data: Reviews) -> np.ndarray:
+    """The pictures that may describe a row: those of training rows, and a shop's own. (P,)"""
+    train = data.picture_of[data.split[data.picture_rows] == 0]
+    return np.unique(np.concatenate([train, data.item_pictures[data.item_pictures >= 0]]))
+
+
 def mean_pictures(data: Reviews, encoder: str, frozen: Frozen, key: str) -> tuple[Mean, list[str]]:
     """The baseline's image: the mean vector of a business's pictures."""
     from reprokit.features import image_features
 
+    seen = seen_pictures(data)
     vectors, counts = image_features(
         encoder,
-        data.picture,
-        data.has_picture,
+        lambda at: data.picture(int(seen[at])),
+        data.has_picture[seen],
         frozen.folder,
         key,
         frozen.progress,
         frozen.fingerprints["image"],
     )
-    usable = np.concatenate(
-        [vectors[start : start + 8192].any(axis=1) for start in range(0, len(vectors), 8192)]
-    )
-    return pictured(data, vectors, np.arange(len(vectors)), usable, counts)
+    usable = np.concatenate([vectors[rows].any(axis=1) for rows in blocks(np.arange(len(seen)))])
+    return pictured(data, seen, vectors, np.where(usable, np.arange(len(seen)), -1), counts)
 
 
 def mean_captions(
@@ -246,21 +251,27 @@ def mean_captions(
     """The proposed model's image: the mean vector of the captions of a business's pictures."""
     from reprokit.captions import captions
 
+    seen = seen_pictures(data)
     said, facts = captions(
         captioner,
-        data.picture,
-        data.pictures,
+        lambda at: data.picture(int(seen[at])),
+        [data.pictures[at] for at in seen],
         frozen.folder,
         frozen.progress,
         frozen.fingerprints["caption"],
         batch=batch,
-        versions=data.picture_versions,
+        versions=[data.picture_versions[at] for at in seen],
     )
     if not any(said):
         raise Unavailable(f"{data.name}: '{captioner}' says nothing of any picture")
     vectors, index, cut = embedded(said, encoder, frozen)
-    mean, notes = pictured(data, vectors, np.maximum(index, 0), index >= 0, facts)
+    mean, notes = pictured(data, seen, vectors, index, facts)
     notes += cut_note("captions", cut, len(vectors), encoder)
+    if facts["cut"] or facts["empty"]:
+        notes.append(
+            f"{data.name}: of the captions by {captioner} {facts['cut']:,} were cut at the most "
+            f"tokens, {facts['empty']:,} are empty and their pictures count as unknown"
+        )
     if facts["note"]:
         notes.append(str(facts["note"]))
     return mean, notes
@@ -268,19 +279,21 @@ def mean_captions(
 
 def pictured(
     data: Reviews,
+    seen: np.ndarray,
     vectors: np.ndarray,
-    of_picture: np.ndarray,
-    usable: np.ndarray,
+    index: np.ndarray,
     counts: Mapping[str, Any],
 ) -> tuple[Mean, list[str]]:
-    """Mean vectors by business, from the vector of each usable picture."""
-    groups, pictures = picture_groups(data, usable)
+    """Mean vectors by business, from the vector of each seen picture, -1 for none."""
+    of_picture = np.full(len(data.pictures), -1)
+    of_picture[seen] = index
+    groups, pictures = picture_groups(data, of_picture >= 0)
     if not len(pictures):
         raise Unavailable(f"{data.name}: no training review has a picture that can be read")
     mean = Mean(vectors, of_picture[pictures], groups)
     notes = [
-        f"{data.name}: {usable.sum():,} of {len(usable):,} pictures are here and can be read "
-        f"({counts['missing']:,} missing, {counts['unreadable']:,} unreadable)",
+        f"{data.name}: {(index >= 0).sum():,} of {len(seen):,} pictures of training reviews are "
+        f"used ({counts['missing']:,} missing, {counts['unreadable']:,} unreadable)",
         empty_note(data, f"pictures of their {data.kind}", mean.empty),
     ]
     return mean, notes
@@ -363,9 +376,16 @@ def price_features(
     tags = ", ".join(f"{name} {facts[name]:,}" for name in PRICES)
     note = (
         f"{data.name}: price tags of {len(one.sets):,} sets of reviews by {asked.llm}: {tags}; "
-        f"{facts['unclear']:,} answers fit no tag and count as none"
+        f"{facts['unclear']:,} answers fit no tag and count as none; "
+        f"{facts['shortened prompts']:,} prompts were shortened"
     )
-    return levels[codes][one.of_row].astype(np.float32), [note]
+    notes = [note, *filter(None, [remark("price tags", facts)])]
+    return levels[codes][one.of_row].astype(np.float32), notes
+
+
+def remark(what: str, facts: Mapping[str, Any]) -> str:
+    """What a reader must know of the answers themselves; empty where that is nothing."""
+    return f"{what}: {facts['note']}" if facts["note"] else ""
 
 
 def type_features(
@@ -376,18 +396,32 @@ def type_features(
     The vocabulary is that of the training rows.
     """
     lexicon = "restaurants" if data.kind == "restaurant" else "instruments"
-    names, _ = type_names(
+    names, told = type_names(
         one.sets, data.kind, asked, frozen.folder, frozen.progress, lexicon=lexicon
     )
     seen = np.unique(one.of_row[data.rows("train")])
     known = vocabulary([names[at] for at in seen], n_types)
     codes, facts = type_codes(names, known, most)
     left = ", ".join(f"{count:,} {what}" for what, count in facts.items())
-    note = f"{data.name}: {len(known)} distinct types by {asked.llm}; left out: {left}"
-    return codes[one.of_row], len(known), [note]
+    note = (
+        f"{data.name}: {len(known)} distinct types by {asked.llm}; left out: {left}, "
+        f"{told['dropped pieces']:,} pieces of answers that are no type; "
+        f"{told['without types']:,} sets have none"
+    )
+    return codes[one.of_row], len(known), [note, *filter(None, [remark("types", told)])]
 
 
 # --- profiles -----------------------------------------------------------------------------------
+def is_gpt(llm: str) -> bool:
+    """Whether a name is the paper's language model; a folder's name says nothing."""
+    return llm.startswith("endpoint:") and llm.endswith("gpt-3.5-turbo-1106")
+
+
+def is_blip2(captioner: str) -> bool:
+    """The same of the captioner, of which the paper says no more than that."""
+    return captioner == "blip2" or captioner.startswith("Salesforce/blip2-")
+
+
 def usable_images(
     data: Reviews, parts: Sequence[str], model: str, option: str, needed: bool
 ) -> bool:
@@ -399,7 +433,7 @@ def usable_images(
             return True
         reason = f"no image part without its model: name one with {option}"
     else:
-        reason = f"{data.name} has no images here"
+        reason = no_images(data)
     if needed or "text" not in parts:
         raise Unavailable(reason)
     return False
@@ -432,13 +466,11 @@ def baseline_profile(
         deviations.append("no images")
     if "text" in parts and text_encoder != "minilm":
         deviations.append(f"texts by {text_encoder} in place of MiniLM-L6-v2")
-    what = {
-        "profile": "baseline",
+    of_parts = {
         "parts": [part for part in parts if part != "image" or pictured],
         "models": {kind: frozen.fingerprints.get(kind, "") for kind in ("text", "image")},
-        "pictures": key if pictured else "",
-        "revision": REVISION,
     }
+    what = {"": ["baseline", REVISION], "all": [of_parts, REVISION]}
     fields = {"all": tuple(vectors)} if vectors else {}
     return Profile(
         dense, DENSE, fields, what=what, notes=tuple(notes), deviations=tuple(deviations)
@@ -479,25 +511,22 @@ def proposed_profile(
         mean, more = mean_captions(data, captioner, text_encoder, frozen, caption_batch)
         fields["image"] = (mean,)
         notes += more
-        if "blip2" not in captioner.lower():
+        if not is_blip2(captioner):
             deviations.append(f"captions by {captioner} in place of BLIP-2")
     elif "image" in parts:
         deviations.append("no images")
-    if "gpt-3.5-turbo-1106" not in asked.llm:
+    if not is_gpt(asked.llm):
         deviations.append(f"texts of {asked.llm} in place of GPT-3.5 Turbo's")
     if fields and text_encoder != "minilm":
         deviations.append(f"texts by {text_encoder} in place of MiniLM-L6-v2")
-    what = {
-        "profile": "proposed",
-        "fields": list(fields),
-        "models": {kind: frozen.fingerprints.get(kind, "") for kind in ("llm", "text", "caption")},
-        "leakage": leakage,
-        "reviews": max_reviews,
-        "asked": [asked.max_new_tokens, asked.sentences, asked.max_words],
-        "types": [n_types, most_types],
-        "pictures": key if pictured else "",
-        "revision": REVISION,
-    }
+    models = frozen.fingerprints
+    asking = [models["llm"], leakage, max_reviews, asked.max_new_tokens]
+    asking += [asked.sentences, asked.max_words, REVISION]
+    what = {"": ["proposed", asking, n_types, most_types]}
+    if "text" in fields:
+        what["text"] = [asking, models["text"]]
+    if "image" in fields:
+        what["image"] = [models["caption"], models["text"], REVISION]
     names = (*DENSE, "price level", "price known")
     return Profile(
         np.concatenate([dense, prices], axis=1),

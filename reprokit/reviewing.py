@@ -117,12 +117,13 @@ def share_note(data: Reviews, labels: np.ndarray, positive: float) -> str:
     """D1: the positive share, beside what print forces."""
     shares = {split: labels[data.rows(split)].mean() for split in SPLITS}
     found = ", ".join(f"{split} {share:.3f}" for split, share in shares.items())
+    told = f"{data.name}: share of reviews rated above {positive:g}: {found}"
+    if data.kind != "restaurant":
+        return told
     forced = ", ".join(f"{split} {share}" for split, share in FORCED.items())
     fits = all(shares[split] >= least for split, least in FORCED.items())
-    return (
-        f"{data.name}: share of reviews rated above {positive:g}: {found}; the printed rates "
-        f"force at least {forced}: {'fits' if fits else 'does NOT fit'}"
-    )
+    word = "fits" if fits else "does NOT fit"
+    return f"{told}; the printed rates force at least {forced}: {word}"
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -178,7 +179,6 @@ class Trainer:
         identity = {
             **what,
             "weighting": weighting,
-            "profile": self.profile.what,
             "positive": self.settings.positive,
             "of": self.job.run.revision,
         }
@@ -218,6 +218,7 @@ class Trainer:
             {
                 "stage": "upstream",
                 "field": name,
+                "vectors": self.profile.what[name],
                 "model": [s.upstream, s.dim, s.upstream_dropout],
             },
             model,
@@ -295,6 +296,7 @@ class Trainer:
             {
                 "stage": "dlrm",
                 "upstream": {name: stage for name, (_, stage) in made.items()},
+                "profile": profile.what[""],
                 "threshold": s.threshold,
                 "model": [s.dim, s.bottom, s.top, s.dropout],
             },

@@ -656,6 +656,19 @@ REVIEW_DATA: Mapping[str, Source] = {
 restaurants are rounded: no page prints them exactly."""
 
 
+def no_images(data: Reviews) -> str:
+    """Why a row that needs pictures is not made, and where they are put."""
+    reason, source = f"{data.name} has no images here", REVIEW_DATA.get(data.name)
+    if source is None or source.synthetic:
+        return reason
+    name = "ASIN" if data.kind == "product" else "picture id"
+    folder = Path(source.optional[0]).parent.as_posix()
+    return (
+        f"{reason}: put them into {folder}/<{name}>.jpg of the data directory, or: "
+        f"python -m reprokit data fetch {source.registered} --images"
+    )
+
+
 @lru_cache(maxsize=2)
 def load_reviews(name: str, data_dir: Path, fingerprint: str = "") -> Reviews:
     """A data set by name, kept for the runs that follow while its fingerprint is the same."""

@@ -592,9 +592,12 @@ def verdicts(rendered: Rendered) -> str:
         word = verdict(cell, printed, column.tolerance)
         ours, gap = fixed(cell.value, decimals), f"{cell.value - value:+.{decimals}f}"
         rows.append((row_label(line.labels), column.name, ours, printed, gap, word))
-        judged[column.definition or column.name] = column.tolerance
+        if word not in ("not comparable", "derived"):
+            judged[column.definition or column.name] = column.tolerance
     if len(rows) == 1:
         return "No cell has both our number and a published one."
+    if not judged:
+        return grid(rows) + "\n\nNone of these can be held against print: see above why."
     near = ", ".join(f"{name} within {value:g}" for name, value in judged.items() if value)
     rule = "Equal: the same count."
     if near:

@@ -81,7 +81,7 @@ def release(seed: int) -> Files:
     files["train"][0] |= {"review_text": "The thai pizza was lovely.", "pics": ["p-7", "p-9"]}
     files["train"][1] |= {"review_text": "Slow staff, cheap sushi.", "pics": ["p-70"]}
     files["train"][1]["business_id"] = files["train"][0]["business_id"]
-    files["train"][1]["user_id"] = files["train"][0]["user_id"]
+    files["train"][1]["user_id"] = "u09"  # another person, so that the business stays the same
     unique_visits(files)
     histories(files, rng)
     return files
