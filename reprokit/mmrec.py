@@ -250,7 +250,7 @@ def run_captions(job: Job) -> Result:
 
 
 # --- estimates: upper bounds on two CPU cores ---------------------------------------------------
-SECONDS = {"minilm": 0.03, "tiny": 1e-4, "resnet50": 0.1, "palette": 2e-3, "extractive": 2e-3}
+SECONDS = {"minilm": 0.05, "tiny": 1e-4, "resnet50": 0.3, "palette": 4e-3, "extractive": 2e-3}
 """For one text, picture or set of reviews; of an endpoint, a second for eight at once."""
 
 

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 BLOCK = 8192
-"""Documents or rows that are held at once."""
+"""Rows that are held at once."""
+PORTION = 1 << 20
+"""Bytes of float64 sums that are worked on at once: small enough for the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,22 @@ def segment_sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return sums
 
 
+def merge(
+    how: np.ufunc, sums: np.ndarray, places: np.ndarray, vectors: np.ndarray, of: np.ndarray
+) -> None:
+    """Add to, or subtract from, sums[places[k]] vectors[of[k]]; a place may come several times.
+
+    Turn by turn, each place once in a turn: `ufunc.at` and `reduceat` are several times slower.
+    """
+    order = np.argsort(places, kind="stable")
+    first = np.flatnonzero(np.diff(places[order], prepend=-1))
+    lengths = np.diff(np.append(first, len(order)))
+    turn = np.arange(len(order)) - np.repeat(first, lengths)
+    for number in range(lengths.max(initial=0)):
+        at = order[turn == number]
+        sums[places[at]] = how(sums[places[at]], vectors[of[at]])
+
+
 class Mean:
     """The mean of the documents' vectors in a row's group, its own left out: rows (B,) -> (B, D).
 
@@ -92,12 +110,11 @@ class Mean:
         if not len(of):
             raise ValueError("no documents to describe a row by")
         self.vectors, self.of, self.groups = vectors, of, groups
-        self.sums = np.zeros((groups.n_groups, vectors.shape[1]))  # (G, D)
-        order = np.argsort(groups.of_document, kind="stable")
-        for start in range(0, len(order), BLOCK):
-            part = order[start : start + BLOCK]
-            found, begins = np.unique(groups.of_document[part], return_index=True)
-            self.sums[found] += segment_sums(vectors[of[part]], np.append(begins, len(part)))
+        self.portion = max(PORTION // (8 * self.width), 1)
+        self.sums = np.zeros((groups.n_groups, self.width))  # (G, D)
+        order = np.argsort(of, kind="stable")  # a file is read once, from front to back
+        for part in blocks(order, self.portion):
+            merge(np.add, self.sums, groups.of_document[part], vectors, of[part])
         self.total = self.sums.sum(axis=0)  # (D,)
 
     @property
@@ -110,19 +127,26 @@ class Mean:
         return self.groups.others == 0
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), self.width), np.float32)
+        for start in range(0, len(rows), self.portion):
+            some = slice(start, start + self.portion)
+            self.write(rows[some], found[some])
+        return found
+
+    def write(self, rows: np.ndarray, found: np.ndarray) -> None:
+        """The means of some rows into `found`, (B, D)."""
         groups = self.groups
-        begins, ends = groups.own_starts[rows], groups.own_starts[rows + 1]
-        lengths = ends - begins
-        starts = np.append(0, np.cumsum(lengths))
-        at = np.repeat(begins - starts[:-1], lengths) + np.arange(starts[-1])
-        own = segment_sums(self.vectors[self.of[groups.own_documents[at]]], starts)  # (B, D)
+        begins = groups.own_starts[rows]
+        lengths = groups.own_starts[rows + 1] - begins
         sums, counts = self.sums[groups.of_row[rows]], groups.others[rows]
-        if not counts.all():
-            alone = counts == 0
-            sums[alone] = self.total
-            counts = np.where(alone, len(self.of) - lengths, counts)
+        alone = counts == 0
+        sums[alone] = self.total
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        at = np.arange(len(owners)) + np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
+        merge(np.subtract, sums, owners, self.vectors, self.of[groups.own_documents[at]])
+        counts = np.where(alone, len(self.of) - lengths, counts)
         # One document in all, and it is the row's own: nothing is known, not even a mean.
-        return ((sums - own) / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        np.divide(sums, np.maximum(counts, 1)[:, None], out=found, casting="same_kind")
 
 
 def mean_values(values: np.ndarray, groups: Groups) -> np.ndarray:
