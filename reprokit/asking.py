@@ -31,7 +31,7 @@ from reprokit.endpoint import Endpoint, Reply, is_text, read_record
 from reprokit.features import first_process, wait_for
 from reprokit.homemade import RECIPES, TINY, prepare, quiet
 from reprokit.progress import Progress
-from reprokit.runs import RequestError, digest
+from reprokit.runs import RequestError, alone, digest
 
 try:
     import fcntl
@@ -111,7 +111,11 @@ def ask(
     record.read()
     missing = len(asked) - len(record.known)
     if missing and (first_process() or model.speaks_alone()):
-        model.ask(record, progress, f"{what} by {llm}")
+        with alone(record.path):  # another command may be asking the same
+            record.read()
+            missing = len(asked) - len(record.known)
+            if missing:
+                model.ask(record, progress, f"{what} by {llm}")
     elif missing:
         wait_for(record.everything)
     answers = record.known

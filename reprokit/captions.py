@@ -49,7 +49,7 @@ from reprokit.encoders import (
 from reprokit.features import first_process, wait_for
 from reprokit.homemade import quiet
 from reprokit.progress import Progress
-from reprokit.runs import RequestError, digest, write_json
+from reprokit.runs import RequestError, alone, digest, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,10 +187,11 @@ def describe(
     album: Album, path: Path, captioner: Captioner, batch: int, progress: Progress
 ) -> tuple[list[str], dict[str, int | str]]:
     """Captions and facts; those that the record in `path` lacks are made."""
-    record = Record(path)
-    if record.damaged:
-        progress.note(f"{path}: {record.damaged} lines are damaged and made again")
-    made = make(album, record, captioner, batch, progress)
+    with alone(path):  # another command may be captioning the same
+        record = Record(path)
+        if record.damaged:
+            progress.note(f"{path}: {record.damaged} lines are damaged and made again")
+        made = make(album, record, captioner, batch, progress)
     found = [record.of(album, row) for row in album.rows]
     complain(captioner.source, album, sum(one is not None for one in found), progress)
     known = [caption for caption in found if caption]

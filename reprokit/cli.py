@@ -386,7 +386,8 @@ def report(planned: Plan, outcome: Outcome) -> int:
         ours = "ours ± spread" if one.seeds > 1 else "ours"
         ours = "our best run; mean ± spread" if one.chosen else ours
         print(f"\n{one.heading}")
-        print(f"{ours}{against}; (ours) marks sanity rows that the paper lacks\n")
+        marks = "; (ours) marks sanity rows that the paper lacks"
+        print(f"{ours}{against}{marks if any(line.ours for line in one.lines) else ''}\n")
         print(body(one, markdown=False))
         for note in (*footnotes(one), *(f"note: {note}" for note in one.notes)):
             print(note)

@@ -25,7 +25,7 @@ from reprokit.backbones import first_line
 from reprokit.download import digest as file_digest
 from reprokit.encoders import REVISION, image_encoder, text_encoder
 from reprokit.progress import Progress
-from reprokit.runs import RequestError, digest, replacing, write_json
+from reprokit.runs import RequestError, alone, digest, replacing, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -181,10 +181,13 @@ def kept(
     if found is None and not first_process():
         return wait_for(lambda: finished(path, counts)[0])
     if found is None:
-        if fault:
-            progress.note(f"{path} is damaged and made again: {fault}")
-        make(items, order, counts, path, progress)
-        found, fault = finished(path, counts)
+        with alone(path):  # another command may be making it
+            found, fault = finished(path, counts)
+            if found is None:
+                if fault:
+                    progress.note(f"{path} is damaged and made again: {fault}")
+                make(items, order, counts, path, progress)
+                found, fault = finished(path, counts)
     if found is None:
         raise OSError(f"{path} is not what was written there: {fault}")
     return found

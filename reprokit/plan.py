@@ -30,9 +30,10 @@ NO_DATA = "no data"
 """In place of the fingerprint of data that a dry run does not find."""
 NO_MODEL = "no model"
 """In place of the fingerprint of a pretrained model that a dry run does not reach."""
-STANDINS = ("none", "planted", "palette", "extractive")
-"""In place of a model's name: there is none, the synthetic world answers for it, or a rule that
-reads the colours of a picture, or picks sentences of a text, does its work."""
+STANDINS = {"llm": ("none", "planted"), "text": ("none",), "image": ("none",), "caption": ("none",)}
+"""By kind, in place of a model's name: there is none, or the synthetic world answers for it."""
+EXTRACTIVE = "extractive"
+"""In place of a language model's name: sentences and phrases are picked by rules."""
 
 
 @dataclass(frozen=True)
@@ -285,8 +286,12 @@ class Planner:
 
     def model(self, kind: str, name: str, ask: bool) -> tuple[str, str]:
         """The same of one model. One that stands for itself, such as none, is its own name."""
-        if name in STANDINS or name.startswith("endpoint:"):
+        if name in STANDINS[kind] or (kind == "llm" and name.startswith("endpoint:")):
             return name, ""
+        if (kind, name) == ("llm", EXTRACTIVE):
+            from reprokit.summaries import REVISION
+
+            return f"{name}, recipe {REVISION}", ""
         if (kind, name) not in self.models:
             digests = self.request.out / "fingerprints.json"
             cache = digests if digests.is_file() or not self.request.dry_run else None
@@ -523,7 +528,7 @@ def model_downloads(planned: Plan) -> Iterator[str]:
     """The pretrained models of the requested runs that are not on this machine."""
     named = dict.fromkeys(item for run in planned.wanted for item in models_of(run).items())
     for kind, name in named:
-        if name in STANDINS or name.startswith("endpoint:"):
+        if name in (*STANDINS[kind], EXTRACTIVE) or name.startswith("endpoint:"):
             continue
         if kind == "caption" and (line := captioner_download(name, planned)):
             yield line
@@ -549,11 +554,11 @@ BLIP2_BYTES = 15_500_000_000
 
 def captioner_download(name: str, planned: Plan) -> str:
     """The line of a captioner that is not on this machine; empty where it is."""
-    from reprokit.captions import BLIP2, locate_captioner
+    from reprokit.captions import BLIP2, PALETTE, locate_captioner
     from reprokit.encoders import on_this_machine
 
     reason = planned.unreached.get(name, "")
-    if not reason and on_this_machine(locate_captioner(name)):
+    if name == PALETTE or (not reason and on_this_machine(locate_captioner(name))):
         return ""
     size = megabytes(BLIP2_BYTES) if name == BLIP2 else "size not known"
     return f"{name} ({size}): {reason or 'by the first run that uses it'}"

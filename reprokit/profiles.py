@@ -28,6 +28,7 @@ from reprokit.progress import Progress
 from reprokit.reviews import Reviews, no_images
 from reprokit.runs import RequestError, Unavailable
 from reprokit.summaries import (
+    EXTRACTIVE,
     PRICES,
     Asked,
     ReviewSets,
@@ -340,7 +341,12 @@ def picked(sets: ReviewSets, chosen: np.ndarray) -> ReviewSets:
 
 
 def summary_vectors(
-    data: Reviews, described: Mapping[str, Described], asked: Asked, encoder: str, frozen: Frozen
+    data: Reviews,
+    described: Mapping[str, Described],
+    asked: Asked,
+    encoder: str,
+    frozen: Frozen,
+    leakage: str,
 ) -> tuple[list[Vectors], list[str]]:
     """The proposed model's text: vectors of the summaries of a user and of a business."""
     found: list[Vectors] = []
@@ -353,14 +359,14 @@ def summary_vectors(
         found.append(Looked(vectors, of_row))
         none, held = of_row < 0, data.split > 0
         notes.append(
-            f"{data.name}: {len(vectors):,} distinct summaries of a {kind} by {asked.llm}; none, "
+            f"{data.name}, {leakage}: {len(vectors):,} distinct summaries of a {kind} by "
+            f"{asked.llm}; none, "
             f"so zeros, have {none[~held].sum():,} training rows and {none[held].sum():,} "
             f"held-out ones; {one.shortened:,} sets had more reviews than are read, "
             f"{facts['shortened prompts']:,} prompts were shortened"
         )
         notes += cut_note("summaries", cut, len(vectors), encoder)
-        if facts["note"]:
-            notes.append(str(facts["note"]))
+        notes += filter(None, [remark(f"summaries of a {kind}", facts)])
     return found, notes
 
 
@@ -368,14 +374,15 @@ PRICE_LEVEL = {"none": 0.0, "cheap": -1.0, "fair": 0.0, "overpriced": 1.0}
 
 
 def price_features(
-    data: Reviews, one: Described, asked: Asked, frozen: Frozen
+    data: Reviews, one: Described, asked: Asked, frozen: Frozen, leakage: str
 ) -> tuple[np.ndarray, list[str]]:
     """The price tag as two numbers, (N, 2): its level, and whether there is one."""
     codes, facts = price_tags(one.sets, data.kind, asked, frozen.folder, frozen.progress)
     levels = np.array([[PRICE_LEVEL[name], float(name != "none")] for name in PRICES])
     tags = ", ".join(f"{name} {facts[name]:,}" for name in PRICES)
     note = (
-        f"{data.name}: price tags of {len(one.sets):,} sets of reviews by {asked.llm}: {tags}; "
+        f"{data.name}, {leakage}: price tags of {len(one.sets):,} sets of reviews by "
+        f"{asked.llm}: {tags}; "
         f"{facts['unclear']:,} answers fit no tag and count as none; "
         f"{facts['shortened prompts']:,} prompts were shortened"
     )
@@ -389,22 +396,32 @@ def remark(what: str, facts: Mapping[str, Any]) -> str:
 
 
 def type_features(
-    data: Reviews, one: Described, asked: Asked, frozen: Frozen, most: int, n_types: int
+    data: Reviews,
+    one: Described,
+    asked: Asked,
+    frozen: Frozen,
+    leakage: str,
+    most: int,
+    n_types: int,
 ) -> tuple[np.ndarray, int, list[str]]:
     """Types of a row's business: (codes (N, most), number of types, notes).
 
     The vocabulary is that of the training rows.
     """
-    lexicon = "restaurants" if data.kind == "restaurant" else "instruments"
     names, told = type_names(
-        one.sets, data.kind, asked, frozen.folder, frozen.progress, lexicon=lexicon
+        one.sets,
+        data.kind,
+        asked,
+        frozen.folder,
+        frozen.progress,
+        lexicon=data.lexicon or "restaurants",
     )
     seen = np.unique(one.of_row[data.rows("train")])
     known = vocabulary([names[at] for at in seen], n_types)
     codes, facts = type_codes(names, known, most)
     left = ", ".join(f"{count:,} {what}" for what, count in facts.items())
     note = (
-        f"{data.name}: {len(known)} distinct types by {asked.llm}; left out: {left}, "
+        f"{data.name}, {leakage}: {len(known)} distinct types by {asked.llm}; left out: {left}, "
         f"{told['dropped pieces']:,} pieces of answers that are no type; "
         f"{told['without types']:,} sets have none"
     )
@@ -464,6 +481,7 @@ def baseline_profile(
             deviations.append(f"images by {image_encoder} in place of ResNet-50")
     elif "image" in parts:
         deviations.append("no images")
+        notes.append(f"{data.name}: rows with images are made without them")
     if "text" in parts and text_encoder != "minilm":
         deviations.append(f"texts by {text_encoder} in place of MiniLM-L6-v2")
     of_parts = {
@@ -498,13 +516,20 @@ def proposed_profile(
     pictured = usable_images(data, parts, captioner, "--captioner", images_needed)
     sides = ("user", "item") if "text" in parts else ("item",)
     described = {side: described_by(data, side, leakage, max_reviews) for side in sides}
-    prices, more = price_features(data, described["item"], asked, frozen)
+    prices, more = price_features(data, described["item"], asked, frozen, leakage)
     notes += more
-    types, known, more = type_features(data, described["item"], asked, frozen, most_types, n_types)
-    notes += more
+    types, known = None, 0
+    if asked.llm == EXTRACTIVE and not data.lexicon:
+        deviations.append("no types")
+        notes.append(f"{data.name} has no lexicon of types: its rows have none")
+    else:
+        types, known, more = type_features(
+            data, described["item"], asked, frozen, leakage, most_types, n_types
+        )
+        notes += more
     fields: dict[str, tuple[Vectors, ...]] = {}
     if "text" in parts:
-        found, more = summary_vectors(data, described, asked, text_encoder, frozen)
+        found, more = summary_vectors(data, described, asked, text_encoder, frozen, leakage)
         fields["text"] = tuple(found)
         notes += more
     if pictured:
@@ -515,6 +540,7 @@ def proposed_profile(
             deviations.append(f"captions by {captioner} in place of BLIP-2")
     elif "image" in parts:
         deviations.append("no images")
+        notes.append(f"{data.name}: rows with images are made without them")
     if not is_gpt(asked.llm):
         deviations.append(f"texts of {asked.llm} in place of GPT-3.5 Turbo's")
     if fields and text_encoder != "minilm":

@@ -277,7 +277,9 @@ def forecast(planned: Plan) -> list[Forecast]:
         except RequestError:  # says that the model's size is not known, as its download does
             estimate = None
         cached = stored[run] is not None and not planned.request.fresh
-        measured = None if run.kind in shorter else times.get(run.kind)
+        # One that shares work may have made it, or found it made: its time says nothing of others.
+        sharing = run.kind in shorter or bool(estimate and estimate.shared)
+        measured = None if sharing else times.get(run.kind)
         lines.append(Forecast(run, cached, measured, estimate))
     return lines
 

@@ -388,8 +388,8 @@ def run_constant(job: Job) -> Result:
     """Everything positive: what accuracy alone would reward."""
     from reprokit.dlrm import class_weights
 
-    data = load(job)
-    labels = labels_of(data, data.threshold)
+    data, positive = load(job), job.run.settings.positive
+    labels = labels_of(data, positive)
     weights = class_weights(labels[data.rows("train")], "basic")
     logits = {split: np.full(len(data.rows(split)), 1e-3) for split in SPLITS}
-    return result(data, labels, logits, 0.0, weights, data.threshold)
+    return result(data, labels, logits, 0.0, weights, positive)

@@ -101,6 +101,8 @@ class Reviews:
     """What was read, dropped and kept. Those that tell of a split's rows begin with its name."""
     threshold: float = POSITIVE
     """Ratings above it are positive."""
+    lexicon: str = ""
+    """Of `lexicon.LEXICONS`, that names its kinds of business or product; empty where none does."""
     paint: Callable[[Sequence[str]], NDArray[np.uint8]] | None = None
     """Generated data: ids (n,) -> pixels (n, 3, height, width)."""
     painter: str = ""
@@ -325,6 +327,7 @@ def restaurants(
     data = Reviews(
         name=name,
         kind="restaurant",
+        lexicon="restaurants",
         users=users,
         items=items,
         ratings=ratings,
@@ -440,7 +443,9 @@ def load_products(name: str, path: Path) -> Reviews:
     ratings, times = table["overall"].to_numpy(), table["unixReviewTime"].to_numpy()
     texts = [html.unescape(text) if "&" in text else text for text in table["text"].to_list()]
     who, what = table["reviewerID"].to_list(), table["asin"].to_list()
-    return products(name, who, what, ratings, times, texts, picture_files(path.parent / "images"))
+    paths = picture_files(path.parent / "images")
+    data = products(name, who, what, ratings, times, texts, paths)
+    return replace(data, lexicon="instruments" if "musical" in name else "")
 
 
 def read_products(path: Path, texts: bool = True) -> pl.DataFrame:

@@ -29,6 +29,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from reprokit.progress import Progress
 
@@ -334,6 +339,22 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other command makes what is to stand at a path, and keep others off meanwhile.
+
+    Locks lie beside the folder of `path`, in `.locks`. Where the system or the disk has none,
+    commands may make it twice.
+    """
+    locks = path.parent.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{path.name}.lock").open("ab") as file:
+        if fcntl:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -40,6 +40,8 @@ from reprokit.lexicon import (
 from reprokit.progress import Progress
 
 EXTRACTIVE = "extractive"
+REVISION = 1
+"""Of the rules here and in `lexicon`: raised when a change moves a summary, a tag or a type."""
 KINDS = ("user", "restaurant", "product")
 """What a set of reviews speaks of; a user's are by that user."""
 PRICES = ("none", "cheap", "fair", "overpriced")
@@ -217,7 +219,7 @@ def summaries(
     check_kind(kind)
     distinct, number, _ = sets.capped(0)
     said = extract(distinct, asked.sentences, progress)
-    note = "summaries are sentences of the reviews, picked without a language model"
+    note = "sentences of the reviews, picked without a language model"
     return [said[at] for at in number], unasked(sets, note)
 
 
@@ -235,7 +237,7 @@ def price_tags(
     if asked.llm == EXTRACTIVE:
         check_kind(kind)
         codes = majorities(sets)
-        facts = unasked(sets, "price tags are phrases of a lexicon")
+        facts = unasked(sets, "phrases of a lexicon")
     else:
         prompt = PRICE.replace("restaurant", kind)
         said, facts = answers(sets, prompt, kind, "price tags", asked, folder, progress)
@@ -265,7 +267,7 @@ def type_names(
     if asked.llm == EXTRACTIVE:
         check_kind(kind)
         names = mentioned(sets, lexicon)
-        facts = unasked(sets, "types are phrases of a lexicon")
+        facts = unasked(sets, "phrases of a lexicon")
     else:
         prompt = TYPES.replace("restaurant", kind)
         said, facts = answers(sets, prompt, kind, "types", asked, folder, progress)

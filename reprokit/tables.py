@@ -42,6 +42,8 @@ class Column:
     """Key of `metrics.METRICS`, shown in the protocol card."""
     decimals: int = 4
     """Digits shown where the paper prints none to follow."""
+    least: int = 0
+    """Digits shown at least, where ours are on another scale than print."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,10 @@ class Table:
     def decimals(self, column: str) -> int:
         """Digits of a column: as printed, else as declared."""
         printed = self.published.decimals(column)
-        declared = (one.decimals for one in self.columns if one.name == column)
-        return next(declared, 0) if printed is None else printed
+        known = next((one for one in self.columns if one.name == column), None)
+        if printed is None:
+            return known.decimals if known else 0
+        return max(printed, known.least) if known else printed
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -334,7 +338,8 @@ def verdict(cell: Cell, printed: str, tolerance: float) -> str:
     gap = abs(cell.value - value)
     if tolerance == 0:
         return "equal" if gap == 0 else "differs"
-    return "reproduced" if gap <= max(tolerance, 2 * (cell.std or 0.0)) else "differs"
+    spread = 2 * (cell.std or 0.0) if cell.best is None else 0.0  # the mean's, not the best run's
+    return "reproduced" if gap <= max(tolerance, spread) else "differs"
 
 
 def shown(cell: Cell, decimals: int) -> str:
@@ -601,8 +606,9 @@ def verdicts(rendered: Rendered) -> str:
     near = ", ".join(f"{name} within {value:g}" for name, value in judged.items() if value)
     rule = "Equal: the same count."
     if near:
-        our = "our best run" if rendered.chosen else "our mean"
-        rule = f"Reproduced: {near} of print, or print within two standard deviations of {our}."
+        rule = f"Reproduced: {near} of print, or print within two standard deviations of our mean."
+        if rendered.chosen:
+            rule = f"Reproduced: our best run's {near} of print."
     return grid(rows) + "\n\n" + rule
 
 

@@ -12,7 +12,7 @@ from test_reproduce import Toy, make, request, toy, toy_request  # noqa: F401
 
 from reprokit import ccf_llm, cli, reproduce
 from reprokit.data import Source
-from reprokit.plan import STANDINS, Plan, downloads, models_of, plan
+from reprokit.plan import Plan, downloads, models_of, plan
 from reprokit.reproduce import DONE, INCOMPLETE
 from reprokit.runs import Estimate, Job, RequestError, Result, Run, System, setting
 from reprokit.tables import Column, Row, Table
@@ -64,7 +64,7 @@ class Readers:
         self, name: str, kind: str, cache: Path | None = None, offline: bool = False
     ) -> str:
         self.asked.append((kind, name, offline))
-        if name == "tiny" or (name.startswith("org/") and not offline):
+        if name in ("tiny", "palette") or (name.startswith("org/") and not offline):
             return f"{name} {self.release}"
         what = "captioner" if kind == "caption" else f"{kind} encoder"
         raise RequestError(f"{what} '{name}': the hub was not reached")
@@ -228,28 +228,50 @@ def test_offline_and_cells_that_are_not_requested_ask_no_other_machine(
     assert all(offline for *_, offline in readers.asked) and list(runs_of(planned)) == ["C"]
 
 
-@pytest.mark.parametrize("name", [*STANDINS, "endpoint:some-model"])
+NAMES = {"llm": "llm", "text": "text_encoder", "image": "image_encoder", "caption": "captioner"}
+
+
+@pytest.mark.parametrize(
+    ("llm", "known"),
+    [
+        ("none", "none"),
+        ("planted", "planted"),
+        ("endpoint:some-model", "endpoint:some-model"),
+        ("extractive", "extractive, recipe 1"),
+    ],
+)
 def test_stand_ins_need_no_file_and_are_known_by_their_name(
-    name: str, readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: str, known: str, readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     places = "encoders.identify_encoder", "captions.identify_captioner", "backbones.identify"
     for place in (*places, "sizes.download_bytes"):
         monkeypatch.setattr(f"reprokit.{place}", lambda *_: pytest.fail("looked up"))
-    kinds = ("llm", "text_encoder", "image_encoder", "captioner")
     wanted = toy_request(
         tmp_path,
         overrides=("reader.parts=llm,text,image,caption",),
-        **dict.fromkeys(kinds, name),
+        **{**dict.fromkeys(NAMES.values(), "none"), "llm": llm},
         offline=True,
         dry_run=True,
     )
     planned = plan(wanted)
-    assert runs_of(planned)["A"].backbone == (
-        f"llm {name}; text {name}; image {name}; caption {name}"
-    )
+    assert runs_of(planned)["A"].backbone == (f"llm {known}; text none; image none; caption none")
     assert downloads(planned)[1:] == [] and planned.unreached == {}
     # With the parts set by the user, rows A and B are one run.
     assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("caption", "extractive"), ("caption", "planted"), ("text", "palette"), ("image", "planted")],
+)
+def test_a_stand_in_of_another_kind_is_refused_before_anything_runs(
+    kind: str, name: str, tmp_path: Path
+):
+    from reprokit.plan import Planner
+
+    with pytest.raises(RequestError, match=f"'{name}'"):
+        found = Planner(toy_request(tmp_path), {}).model(kind, name, ask=True)
+        raise RequestError(found[1])
 
 
 def test_a_demo_of_llm_emf_needs_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,7 +300,7 @@ def test_a_captioner_is_a_kind_of_its_own_named_by_its_option(readers: Readers, 
     told = {(name, value): why for _, name, value, why in reproduce.describe(planned, run)}
     assert told["captions_by", "org/other"] == "set by you"
     rule = runs_of(plan(toy_request(tmp_path, captioner="palette", overrides=CAPTIONS)))["A"]
-    assert rule.backbone == "text org/texts 1; caption palette"
+    assert rule.backbone == "text org/texts 1; caption palette 1"
 
 
 def test_a_dry_run_lists_a_captioner_that_is_not_here(readers: Readers, tmp_path: Path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reprokit.runs import Result, Run, Store, atomic, setting
+from reprokit.runs import Result, Run, Store, alone, atomic, setting
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,21 @@ def test_time_of_finished_seeds_forecasts_the_next(tmp_path: Path):
     other = dataclasses.replace(RUN, seed=3, settings=Settings(lr=0.5))
     store.save(other, RESULT, {"seconds": 100.0})
     assert store.times() == {RUN.kind: 3.0, other.kind: 100.0}
+
+
+def test_only_one_command_at_a_time_makes_what_stands_at_a_path(tmp_path: Path):
+    inside, most = [], []
+
+    def work(number: int) -> None:
+        with alone(tmp_path / "made" / "vectors.npy"):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
