@@ -66,6 +66,7 @@ TOLERANCE = 1e-6
 """Between the forms' vectors, whose numbers are below 1."""
 FIELDS = ("texts of the user", "texts of the business", "pictures of the business")
 FORMS = ("loop", "table", "ours")
+LEAKAGE = "exclude_current"
 GIVEN = "given"
 """The name of an encoder that does not exist: were it to be run, it would be refused."""
 KEY = "given pictures"
@@ -317,12 +318,12 @@ def proposed(options: argparse.Namespace, data: Reviews, steps: Steps) -> dict[s
     described: dict[str, Described] = {}
     for side, name in (("user", "user"), ("item", "business")):
         with steps(f"review sets of the {name}, at most {options.reviews} reviews"):
-            described[side] = profiles.described_by(data, side, "exclude_current", options.reviews)
+            described[side] = profiles.described_by(data, side, LEAKAGE, options.reviews)
     one = described["item"]
     with steps("price tags"):
-        levels, _ = profiles.price_features(data, one, asked, given)
+        levels, _ = profiles.price_features(data, one, asked, given, LEAKAGE)
     with steps("types"):
-        types, _, _ = profiles.type_features(data, one, asked, given, most=11, n_types=179)
+        types, _, _ = profiles.type_features(data, one, asked, given, LEAKAGE, most=11, n_types=179)
     checksum = float(levels.sum(dtype=np.float64) + types.sum())
     said: dict[str, list[str]] = {}
     for side, kind in (("user", "user"), ("item", data.kind)):

@@ -114,11 +114,11 @@ def test_looked_up_summaries_are_those_of_the_profile(speed: ModuleType, tmp_pat
     options = speed.parser().parse_args(SMALL.split())
     data, given, asked = speed.generated(200, 10.0).sealed(), speed.frozen(tmp_path), Asked()
     described = {
-        side: profiles.described_by(data, side, "exclude_current", 20) for side in ("user", "item")
+        side: profiles.described_by(data, side, speed.LEAKAGE, 20) for side in ("user", "item")
     }
     with speed.giving(options):
-        profiles.summary_vectors(data, described, asked, speed.GIVEN, given)
-    whole, _ = profiles.summary_vectors(data, described, asked, speed.GIVEN, given)
+        profiles.summary_vectors(data, described, asked, speed.GIVEN, given, speed.LEAKAGE)
+    whole, _ = profiles.summary_vectors(data, described, asked, speed.GIVEN, given, speed.LEAKAGE)
     kinds = {"user": "user", "item": data.kind}
     for (side, one), theirs in zip(described.items(), whole, strict=True):
         said, _ = summaries(one.sets, kinds[side], asked, given.folder, given.progress)
