@@ -102,6 +102,7 @@ def generated(rows: int, words: float) -> Reviews:
     return Reviews(
         name="generated",
         kind="restaurant",
+        lexicon="restaurants",
         users=users,
         items=shared(rng, np.arange(n_items), rows, weights / weights.sum()),
         ratings=rng.choice(np.arange(1, 6, dtype=np.float32), rows, p=STARS),

@@ -414,7 +414,7 @@ def type_features(
         asked,
         frozen.folder,
         frozen.progress,
-        lexicon=data.lexicon or "restaurants",
+        lexicon=data.lexicon,
     )
     seen = np.unique(one.of_row[data.rows("train")])
     known = vocabulary([names[at] for at in seen], n_types)
