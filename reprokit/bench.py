@@ -23,7 +23,7 @@ from reprokit.runs import Job, Result, setting
 
 if TYPE_CHECKING:
     from reprokit.prompting import TextModel
-    from reprokit.prompts import Prompts
+    from reprokit.prompts import Pieces, Prompts
     from reprokit.training import Fitted
 
 VICUNA = "lmsys/vicuna-7b-v1.3"
@@ -354,7 +354,7 @@ def sample(rows: Rows, count: int) -> Rows:
     return Rows(**{name: value[at] for name, value in vars(rows).items()})
 
 
-def scored(model: TextModel, predict: Callable[..., np.ndarray], prompts: Prompts) -> np.ndarray:
+def scored(model: TextModel, predict: Callable[..., np.ndarray], prompts: Pieces) -> np.ndarray:
     """Scores of all rows in their order; equal prefixes are read once, LoRA is merged."""
     import torch
 

@@ -194,7 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pictures = fetch.add_argument_group(
         "pictures",
-        "of google-restaurants, cdsr-* and the reviews of amazon-*; see data/README.md",
+        "of google-restaurants, cdsr-*, the reviews of amazon-*, and ml-posters (with a key of "
+        "themoviedb.org in TMDB_API_KEY); see data/README.md",
     )
     pictures.add_argument(
         "--images",
@@ -224,12 +225,62 @@ def build_parser() -> argparse.ArgumentParser:
     )
     stats.add_argument("names", nargs="+", metavar="NAME")
     stats.set_defaults(run=data_stats)
+
+    human = commands.add_parser("human", help="ExplainRec's human study: sheets out, ratings in")
+    actions = human.add_subparsers(dest="action", required=True, metavar="ACTION")
+    sheets = actions.add_parser(
+        "export",
+        parents=[data_dir, out],
+        help="blinded rating sheets of finished runs",
+        description="Explanations of ExplainRec, TALLRec and NARRE from the runs in --out, as a "
+        "CSV sheet and an offline HTML form for each rater, and the key of their codes.",
+    )
+    sheets.add_argument("--preset", default="demo", help="of the runs (default: demo)")
+    sheets.add_argument(
+        "--dataset", default="", metavar="NAME", help="default: the first that all three explain"
+    )
+    sheets.add_argument("--llm", default="", metavar="NAME", help="as the runs were made with")
+    sheets.add_argument(
+        "--set", action="append", default=[], metavar="SYSTEM.KEY=VALUE", help="the same"
+    )
+    sheets.add_argument("--raters", type=positive, default=10, metavar="N", help="default: 10")
+    sheets.add_argument("--items", type=positive, default=30, metavar="N", help="default: 30")
+    sheets.add_argument("--seed", type=natural, default=0, metavar="N", help="default: 0")
+    sheets.add_argument(
+        "--folder", type=Path, metavar="DIR", help="default: human-study in the data directory"
+    )
+    sheets.set_defaults(run=human_export)
+    returned = actions.add_parser(
+        "analyse",
+        help="means, intervals, tests and agreement of returned sheets",
+        epilog="exit status: 0 where a line could be used; 2 where none could",
+    )
+    returned.add_argument(
+        "sheets", nargs="+", type=Path, metavar="SHEETS", help="CSV files, or folders of them"
+    )
+    returned.add_argument("--key", type=Path, required=True, metavar="FILE", help="key.json")
+    returned.add_argument(
+        "--out", type=Path, metavar="DIR", help="of the report (default: beside the key)"
+    )
+    returned.add_argument(
+        "--strict", action="store_true", help="refuse sheets with a line that cannot be used"
+    )
+    returned.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default: 0)"
+    )
+    returned.set_defaults(run=human_analyse)
     return parser
 
 
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got '{text}'")
     return int(text)
 
 
@@ -290,6 +341,7 @@ def close_network() -> None:
     import socket
 
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["REPROKIT_OFFLINE"] = "1"  # for the processes that we start
 
     def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
         def checked(self: socket.socket, address: Any) -> Any:
@@ -518,7 +570,6 @@ def data_fetch(options: argparse.Namespace) -> int:
 def data_fetch_images(options: argparse.Namespace) -> int:
     """Exit status 0: every picture is here, gone or refused; 3: some failed or are left."""
     from reprokit import photos
-    from reprokit.datasets import dataset
     from reprokit.progress import Progress
     from reprokit.runs import RequestError
 
@@ -530,7 +581,7 @@ def data_fetch_images(options: argparse.Namespace) -> int:
         for name in options.names
     }
     for name, places in wanted.items():
-        folder = options.data_dir / dataset(name).folder / "images"
+        folder = photos.pictures_folder(name, options.data_dir)
         if options.retry_gone and not options.offline:
             photos.forget_gone(folder)
         if not options.offline:
@@ -545,6 +596,7 @@ def data_fetch_images(options: argparse.Namespace) -> int:
                 limit=limit,
                 report=show,
                 offline=options.offline,
+                ask=places.ask or photos.ask_picture,
             )
         if counts.stopped:
             complain(f"{name}: stopped, {counts.stopped}. The same command goes on from here")
@@ -581,3 +633,17 @@ def data_stats(options: argparse.Namespace) -> int:
             rows.append((statistic, f"{counted:,}", shown, mark, source))
         print(f"{name}\n\n{grid(rows)}\n")
     return 0
+
+
+# --- human study --------------------------------------------------------------------------------
+def human_export(options: argparse.Namespace) -> int:
+    from reprokit.human import export_command
+
+    return export_command(options)
+
+
+def human_analyse(options: argparse.Namespace) -> int:
+    """Exit status 0: a line could be used, and with --strict every one."""
+    from reprokit.human import analyse_command
+
+    return analyse_command(options)

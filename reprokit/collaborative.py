@@ -193,11 +193,65 @@ class SymmetricProduct(torch.autograd.Function):
         return SymmetricProduct.apply(grad.contiguous(), *ctx.graph), None, None
 
 
-# --- pairs of two domains -----------------------------------------------------------------------
+# --- negatives ----------------------------------------------------------------------------------
 ROUNDS = 10
 """Times that a sampled negative which is a positive is drawn again."""
 
 
+class Seen:
+    """The training pairs, to draw items that a user has no pair with.
+
+    Args:
+        users, items: (E,) positive pairs in any order; a repeated pair counts once.
+        n_items: rows of the item table: items are 1 .. n_items - 1.
+    """
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_items: int) -> None:
+        if not len(users):
+            raise RequestError(
+                "no training pairs: a model that learns from sampled negatives needs users and "
+                "their items; check which training rows are positive"
+            )
+        self.n_items = n_items
+        # One number for each pair, sorted.
+        self.keys = torch.from_numpy(np.unique(users.astype(np.int64) * n_items + items))
+
+    def taken(self, users: Tensor, items: Tensor) -> Tensor:
+        """Whether (user, item) is a training pair; users and items broadcast."""
+        self.keys = self.keys.to(users.device)
+        key = users * self.n_items + items
+        at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        return self.keys[at] == key
+
+    def unpaired(self, users: Tensor, first: Tensor, size: Tensor, count: int) -> Tensor:
+        """Uniform items first .. first + size - 1 of each row, (B,) all: (B, count).
+
+        A draw that is a positive is repeated at most `ROUNDS` times and then kept: of a user with
+        the share p of these items, p ** (ROUNDS + 1) of the negatives are positives.
+        """
+        drawn = uniform(first[:, None].expand(-1, count), size[:, None])
+        for _ in range(ROUNDS):
+            row, column = torch.nonzero(self.taken(users[:, None], drawn), as_tuple=True)
+            if not len(row):
+                break
+            drawn[row, column] = uniform(first[row], size[row])
+        return drawn
+
+    def negatives(self, users: Tensor, count: int = 1) -> Tensor:
+        """Uniform items of the whole catalogue, none a training positive: (B,) -> (B, count)."""
+        first = torch.ones_like(users)
+        return self.unpaired(users, first, first * (self.n_items - 1), count)
+
+
+def uniform(first: Tensor, size: Tensor) -> Tensor:
+    """Integers first .. first + size - 1, in first's shape, from torch's generator of the device.
+
+    The remainder of a number below 2^62 is uniform to within size / 2^62.
+    """
+    return first + torch.randint(2**62, first.shape, device=first.device) % size
+
+
+# --- pairs of two domains -----------------------------------------------------------------------
 class UserItem(NextItem):
     """Users and items by id, learned from (user, item) pairs: what BPRMF and NCFMLP share.
 
@@ -214,8 +268,6 @@ class UserItem(NextItem):
     """
 
     inputs = ("users", "items")
-    keys: Tensor
-    """The training pairs as sorted numbers, one for each (user, item): see `taken`."""
     trained: Tensor
     """(2, n_users): which users have a vector learned for A, for B."""
 
@@ -230,18 +282,15 @@ class UserItem(NextItem):
         shared: bool,
     ) -> None:
         super().__init__()
-        if not len(users):
-            raise RequestError("no training pairs: BPRMF and NCFMLP need users and their items")
+        self.seen = Seen(users, items, 1 + n_a + n_b)
         assert items.min() > 0 and items.max() <= n_a + n_b and users.max() < n_users
         self.sizes, self.n_users, self.dim, self.shared = (n_a, n_b), n_users, dim, shared
         self.users = nn.Embedding(n_users if shared else 2 * n_users, dim)  # A's users, then B's
         self.items = nn.Embedding(1 + n_a + n_b, dim, padding_idx=0)
-        keys = np.unique(users.astype(np.int64) * (1 + n_a + n_b) + items)
         trained = np.zeros((2, n_users), bool)
         trained[(items > n_a).astype(int), users] = True
         if shared:
             trained |= trained.any(0)
-        self.register_buffer("keys", torch.from_numpy(keys), persistent=False)
         self.register_buffer("trained", torch.from_numpy(trained), persistent=False)
 
     def tables(self) -> tuple[Tensor, Tensor]:
@@ -276,35 +325,11 @@ class UserItem(NextItem):
         return torch.where(unseen, F.embedding(domain, means), self.own(users, domain))
 
     def negatives(self, users: Tensor, positives: Tensor, count: int) -> Tensor:
-        """Uniform items of each positive's domain, none a training positive of the user: (B, K).
-
-        A draw that is a positive is repeated at most `ROUNDS` times and then kept: of a user with
-        the share p of a domain's items, p ** (ROUNDS + 1) of the negatives are positives.
-        """
+        """Uniform items of each positive's domain, none a training positive of the user: (B, K)."""
         of_b = positives > self.sizes[0]
         first = torch.where(of_b, 1 + self.sizes[0], 1)
         size = torch.where(of_b, self.sizes[1], self.sizes[0])
-        drawn = uniform(first[:, None].expand(-1, count), size[:, None])
-        for _ in range(ROUNDS):
-            row, column = torch.nonzero(self.taken(users[:, None], drawn), as_tuple=True)
-            if not len(row):
-                break
-            drawn[row, column] = uniform(first[row], size[row])
-        return drawn
-
-    def taken(self, users: Tensor, items: Tensor) -> Tensor:
-        """Whether (user, item) is a training pair; users and items broadcast."""
-        key = users * (1 + sum(self.sizes)) + items
-        at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-        return self.keys[at] == key
-
-
-def uniform(first: Tensor, size: Tensor) -> Tensor:
-    """Integers first .. first + size - 1, in first's shape, from torch's generator of the device.
-
-    The remainder of a number below 2^62 is uniform to within size / 2^62.
-    """
-    return first + torch.randint(2**62, first.shape, device=first.device) % size
+        return self.seen.unpaired(users, first, size, count)
 
 
 class BPRMF(UserItem):

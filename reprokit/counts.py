@@ -6,13 +6,22 @@ the two side by side. A difference is reported, not raised: a partial or rebuilt
 
 from __future__ import annotations
 
+import json
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reprokit.crossdata import CDSR_FILES, LEAST, read_items, read_rows, refuse_earlier_release
-from reprokit.data import SPLITS, CTRData, load_click_data, read_ml_1m_movies, read_ml_1m_ratings
+from reprokit.data import (
+    SPLITS,
+    CTRData,
+    load_click_data,
+    opened,
+    read_ml_1m_movies,
+    read_ml_1m_ratings,
+)
 from reprokit.datasets import DataError, Expected, dataset
 from reprokit.download import require
 from reprokit.reviews import (
@@ -145,6 +154,23 @@ def google_restaurants(name: str, data_dir: Path) -> Counts:
     return {**records, **found}
 
 
+def alpaca(name: str, data_dir: Path) -> Counts:
+    """Instructions, and those with an input of their own."""
+    (path,) = require(name, data_dir, ("alpaca_data.json",))
+    try:
+        with opened(path) as file:
+            rows = json.load(file)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: not a JSON list of instructions")
+    fields = ("instruction", "input", "output")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in fields):
+            raise DataError(f"{path}, record {number:,}: not an object of {', '.join(fields)}")
+    return {"instructions": len(rows), "with an input": sum(bool(row["input"]) for row in rows)}
+
+
 def collect(path: Path, query: pl.LazyFrame) -> tuple[int, ...]:
     """The one row of a query, read in a stream; what polars cannot read becomes a DataError."""
     import polars as pl
@@ -160,9 +186,11 @@ COUNTERS = {
     "ml-1m": ml_1m,
     "ml-posters": posters,
     "ml-": movielens_csv,
+    "amazon-books-2014": amazon_2014,
     "amazon-book": amazon_book,
     "amazon-": amazon_2014,
     "cdsr-": cdsr,
     "google-restaurants": google_restaurants,
+    "alpaca": alpaca,
 }
 """By the start of a data set's name, the first that fits."""

@@ -349,6 +349,8 @@ class Source:
     release that must not be used."""
     world: Callable[[], Any] = click_world
     """The world of generated data; its content is their fingerprint."""
+    beside: Source | None = None
+    """A second data set that is read too: `load` takes the paths of its files after the others."""
     note: str = ""
     """What a reader of a table made from it must know."""
     revision: int = 1
@@ -359,14 +361,16 @@ class Source:
         return not self.files
 
     def paths(self, data_dir: Path) -> list[Path]:
-        """Of `files`. Raises DataError where one is missing."""
+        """Of `files`, then of those beside. Raises DataError where one is missing."""
         if self.refuse:
             self.refuse(self.registered, data_dir)
-        return require(self.registered, data_dir, self.files) if self.files else []
+        own = require(self.registered, data_dir, self.files) if self.files else []
+        return [*own, *(self.beside.paths(data_dir) if self.beside else [])]
 
     def found(self, data_dir: Path, many: bool = False) -> list[Path]:
         """The optional files that are there: those named in full, or those named with a "*"."""
-        names = [name for name in self.optional if ("*" in name) == many]
+        optional = self.optional + (self.beside.optional if self.beside else ())
+        names = [name for name in optional if ("*" in name) == many]
         if many:
             return [path for name in names for path in sorted(data_dir.glob(name))]
         return [path for name in names if (path := find(data_dir, name))]
@@ -389,6 +393,8 @@ class Source:
             whole = [*self.paths(data_dir), *self.found(data_dir)]
             content = fingerprint(whole, cache, read, keep)
         text = f"{content}, recipe {self.revision}"
+        if self.beside:
+            text += f", beside it recipe {self.beside.revision}"
         if listed := [(path.name, path.stat().st_size) for path in self.found(data_dir, many=True)]:
             text += f", {listed}"
         return hashlib.sha256(text.encode()).hexdigest() if content else ""

@@ -116,6 +116,11 @@ YAN = (
     "A. Yan, Z. He, J. Li, T. Zhang and J. McAuley. Personalized Showcases: Generating Multi-Modal "
     "Explanations for Recommendations. arXiv 2207.00422"
 )
+TAORI = (
+    "R. Taori, I. Gulrajani, T. Zhang, Y. Dubois, X. Li, C. Guestrin, P. Liang and T. B. "
+    "Hashimoto. Stanford Alpaca: An Instruction-following LLaMA Model. 2023. "
+    "https://github.com/tatsu-lab/stanford_alpaca"
+)
 MMREC = "at least, forced by the accuracy and fp rate of MMREC, Table {}"
 CTR = "CCF-LLM, Table 1 (users and items count the padding id)"
 UCSD = (
@@ -274,8 +279,9 @@ def _registry() -> dict[str, DataSet]:
             links.csv 1368578
             genome-scores.csv 435164157
             genome-tags.csv 18103""",
-            _stats("GroupLens README", ratings=25_000_095, users=162_541, movies=62_423)
-            | _stats("GroupLens README", tags=1_093_360),
+            _stats("GroupLens README", ratings=25_000_095, tags=1_093_360)
+            | _stats("GroupLens README and ExplainRec, section IV", users=162_541, movies=62_423),
+            "ExplainRec prints 25 million ratings.",
         ),
         _movielens(
             "ml-latest-small",
@@ -350,12 +356,34 @@ def _registry() -> dict[str, DataSet]:
             | _stats("ExplainRec, section IV", users=123_960, items=50_052),
         ),
         _amazon_2014(
+            "amazon-books-2014", "Books", "Books", "", _stats("publisher's page", reviews=8_898_041)
+        ),
+        _amazon_2014(
             "amazon-musical-instruments",
             "Musical_Instruments",
             "Musical Instruments",
             "2458371 7be9bd716f31ee95311e6dc2ee9f987da10dd78363ec5ee1ebeb67ded689d744",
             _stats("publisher's page", reviews=10_261)
             | _stats("counted in the publisher's file", users=1_429, items=900),
+        ),
+        DataSet(
+            name="alpaca",
+            folder="alpaca",
+            title="Instructions of Stanford Alpaca",
+            source="https://github.com/tatsu-lab/stanford_alpaca",
+            licence="CC BY-NC 4.0",
+            terms="Not for commercial use; name the source and say what was changed. Written by a "
+            "model of OpenAI, whose terms forbid developing models that compete with its own.",
+            citation=TAORI,
+            files=_files("alpaca_data.json"),
+            archives=(
+                Archive(
+                    "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/"
+                    "alpaca_data.json"
+                ),
+            ),
+            expected=_stats("publisher's README", instructions=52_002),
+            notes="Neither size nor checksum is published. The branch may change the file.",
         ),
         _cdsr(
             "Food-Kitchen",

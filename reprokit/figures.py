@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reprokit.runs import replacing
-from reprokit.tables import Cell, Column, Rendered, fixed, row_label, shown
+from reprokit.tables import Cell, Column, Line, Rendered, fixed, row_label, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,31 +63,68 @@ def plain_style() -> Iterator[None]:
 
 # --- bars ---------------------------------------------------------------------------------------
 def bars(rendered: Rendered) -> Figure:
-    """A group for each row, a colour for each column, a panel for each metric.
+    """A group for each row, a colour for each column, a panel for each metric; rows with columns of
+    their own (`Row.columns`) stand beside the others, in panels of their own.
 
     A bar is the cell's number: the mean over seeds, or the best of them. Its whisker is one
     standard deviation around the mean; an empty cell says so.
     """
-    panels = panels_of(rendered)
-    n_bars = len(rendered.lines) * max(map(len, panels.values()))
+    blocks = blocks_of(rendered)
+    shares = [block.weight for block in blocks]
+    widths = [WIDTH * share / sum(shares) for share in shares]
     with plain_style():
-        figure, axes = canvas(rendered, seeds_remark(rendered), rows=len(panels))
-        for axis, (metric, columns) in zip(axes, panels.items(), strict=True):
-            draw_bars(axis, rendered, columns, 0.5 if metric in CHANCE else 0.0, len(panels))
-            axis.set_ylabel(y_label(rendered, metric, columns))
-        label_rows(axes[-1], rendered)
-        if n_bars > len(rendered.lines):
-            figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        figure = sheet(rendered, seeds_remark(rendered))
+        places = figure.add_gridspec(1, len(blocks), width_ratios=shares)
+        for at, (block, width) in enumerate(zip(blocks, widths, strict=True)):
+            grid = places[0, at].subgridspec(len(block.panels), 1)
+            axes = grid.subplots(sharex=True, squeeze=False).ravel()
+            for axis, (metric, columns) in zip(axes, block.panels.items(), strict=True):
+                base = 0.5 if metric in CHANCE else 0.0
+                draw_bars(axis, rendered, block, columns, base, width)
+                axis.set_ylabel(y_label(rendered, metric, columns))
+            label_rows(axes[-1], block.lines, width)
+        handles = {label: one for axis in figure.axes for one, label in named_bars(axis)}
+        if len(blocks) > 1 or max(map(len, blocks[0].panels.values())) > 1:
+            artists, n = list(handles.values()), 5 if len("".join(handles)) < 90 else 4
+            figure.legend(artists, handles, loc="outside lower center", ncols=n, frameon=False)
     return figure
 
 
-def panels_of(rendered: Rendered) -> dict[str, list[int]]:
-    """Columns that have a value, by metric."""
-    found: dict[str, list[int]] = {}
-    for at, column in enumerate(value_columns(rendered)):
-        if any(drawable(line.cells[at]) for line in rendered.lines):
-            found.setdefault(column.definition or column.metric, []).append(at)
-    return found
+@dataclass(frozen=True)
+class Block:
+    """Rows with the same columns."""
+
+    lines: tuple[Line, ...]
+    panels: dict[str, list[int]]
+    """Columns that have a value, by metric; the first one of all where none has."""
+
+    @property
+    def weight(self) -> int:
+        """Share of the picture's width: a bar's for each bar, and one between two groups."""
+        return len(self.lines) * (1 + max(map(len, self.panels.values())))
+
+
+def blocks_of(rendered: Rendered) -> list[Block]:
+    table, columns = rendered.table, value_columns(rendered)
+    own = {(row.label, row in table.sanity): row.columns for row in (*table.rows, *table.sanity)}
+    grouped: dict[tuple[str, ...], list[Line]] = {}
+    for line in rendered.lines:
+        names = own.get((line.labels[0] if line.ours else row_label(line.labels), line.ours), ())
+        grouped.setdefault(names, []).append(line)
+    blocks = []
+    for names, lines in grouped.items():
+        mine = [at for at, column in enumerate(columns) if not names or column.name in names]
+        filled = [at for at in mine if any(drawable(line.cells[at]) for line in lines)]
+        panels: dict[str, list[int]] = {}
+        for at in filled or mine[:1]:
+            panels.setdefault(columns[at].definition or columns[at].metric, []).append(at)
+        blocks.append(Block(tuple(lines), panels))
+    return blocks
+
+
+def named_bars(axis: Axes) -> Iterator[tuple[Any, str]]:
+    """The bars of each column of a panel with its name."""
+    yield from zip(*axis.get_legend_handles_labels(), strict=True)
 
 
 def value_columns(rendered: Rendered) -> list[Column]:
@@ -100,12 +138,17 @@ def drawable(cell: Cell) -> bool:
 
 
 def draw_bars(
-    axis: Axes, rendered: Rendered, columns: Sequence[int], base: float, panels: int
+    axis: Axes,
+    rendered: Rendered,
+    block: Block,
+    columns: Sequence[int],
+    base: float,
+    room: float,
 ) -> None:
-    """One panel; bars start at `base`."""
-    names, lines = [column.name for column in value_columns(rendered)], rendered.lines
+    """One panel; bars start at `base`. `room`: its width in pixels."""
+    names, lines = [column.name for column in value_columns(rendered)], block.lines
     width = 0.8 / len(columns)
-    pixels = 0.9 * WIDTH * width / len(lines)
+    pixels = 0.9 * room * width / len(lines)
     size, rotation = (10, 0) if pixels > 52 else (8, 0) if pixels > 40 else (7, 90)
     ends = [base]
     for place, index in enumerate(columns):
@@ -120,7 +163,7 @@ def draw_bars(
             color=COLOURS[index % len(COLOURS)],
             hatch="//" if index >= len(COLOURS) else "",
             edgecolor="white",
-            label=names[index],
+            label=names[index] if at else None,
         )
         whiskers(axis, [x + shift for x in at], cells, "#222222")
         for x, line in enumerate(lines):
@@ -137,7 +180,10 @@ def draw_bars(
                 fontsize=size,
                 color="black" if drawable(line.cells[index]) else GREY,
             )
-    set_limits(axis, base, ends, (50 if rotation else 22) * panels / (0.6 * HEIGHT))
+    high = (50 if rotation else 22) * len(block.panels)
+    set_limits(axis, base, ends, high / (0.6 * HEIGHT))
+    if len(set(ends)) == 1:  # nothing is drawn
+        axis.set_yticks([])
     axis.axhline(base, color="#222222", linewidth=1.2)
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axis.set_axisbelow(True)
@@ -184,11 +230,20 @@ def y_label(rendered: Rendered, metric: str, columns: Sequence[int]) -> str:
     return LABELS.get(metric, metric)
 
 
-def label_rows(axis: Axes, rendered: Rendered) -> None:
-    width = max(8, int(0.9 * WIDTH / len(rendered.lines) / 9))
-    labels = [row_label(line.labels) + " (ours)" * line.ours for line in rendered.lines]
-    wrapped = [textwrap.fill(label, width) for label in labels]
-    axis.set_xticks(range(len(labels)), wrapped, fontsize=11)
+def label_rows(axis: Axes, lines: Sequence[Line], room: float) -> None:
+    """Names under the groups, in smaller letters and at last slanted where words are long."""
+    labels = [row_label(line.labels) + " (ours)" * line.ours for line in lines]
+    longest = max(len(word) for label in labels for word in re.split(r"\s|(?<=-)", label))
+    for size, letter in ((11, 9.0), (9, 7.4), (8, 6.6)):  # points, pixels
+        width = int(0.9 * room / len(lines) / letter)
+        if longest <= width:
+            wrapped = [textwrap.fill(label, width) for label in labels]
+            axis.set_xticks(range(len(labels)), wrapped, fontsize=size)
+            break
+    else:
+        wrapped = [textwrap.fill(label, 24) for label in labels]
+        slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axis.set_xticks(range(len(labels)), wrapped, fontsize=9, **slanted)
     axis.set_xlim(-0.55, len(labels) - 0.45)
 
 
@@ -560,15 +615,20 @@ def seeds_remark(rendered: Rendered) -> str:
 
 
 def canvas(
-    rendered: Rendered, remark: str, rows: int = 1, columns: int = 1, sharey: bool = False
+    rendered: Rendered, remark: str, columns: int, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure with its head, and its panels."""
+    """An empty figure with its head, and its panels side by side."""
+    figure = sheet(rendered, remark)
+    return figure, list(figure.subplots(1, columns, sharey=sharey, squeeze=False).ravel())
+
+
+def sheet(rendered: Rendered, remark: str) -> Figure:
+    """An empty figure with its head, and room for panels under it."""
     heads = head_lines(rendered, remark)
     figure = headed(heads, HEIGHT)
     rect = (0.01, 0.01, 0.98, 0.98 - head_height(heads) / HEIGHT)
     figure.set_layout_engine("constrained", rect=rect, hspace=0.06, wspace=0.04)
-    axes = figure.subplots(rows, columns, sharex=rows > 1, sharey=sharey, squeeze=False)
-    return figure, list(axes.ravel())
+    return figure
 
 
 def head_lines(rendered: Rendered, remark: str) -> list[tuple[str, float, str]]:

@@ -70,6 +70,9 @@ RECIPES = {
     TINY: Recipe(64, 2, 4, 172, steps=0, init_std=0.15),
     SCRATCH: Recipe(128, 2, 4, 344, steps=200),
 }
+T5 = Recipe(64, 2, 4, 128, steps=0, init_std=0.2)
+"""Of the tiny T5: as many layers again in its decoder. Vectors of tokens start smaller than T5's
+own, which have a spread of 1: an id that comes a few dozen times could not move those."""
 
 
 def silent(_: str) -> None:
@@ -105,12 +108,37 @@ def prepare(
     if len(distinct) < 2:
         raise ValueError(f"{name} is made from item texts: at least 2 differing ones, got {texts}")
     key = digest([REVISION, asdict(recipe), distinct, list(frame), sorted(wholes), seed])[:16]
-    target = Path(folder) / "models" / f"{name}-{key}"
+    return made(
+        Path(folder) / "models" / f"{name}-{key}",
+        recipe,
+        lambda: build(name, recipe, distinct, frame, wholes, note, seed),
+    )
+
+
+def prepare_t5(
+    name: str, texts: Sequence[str], frame: Sequence[str], folder: Path, seed: int = 0
+) -> tuple[str, dict[str, float]]:
+    """The same for an encoder-decoder: `tiny` is a T5 with random weights.
+
+    Its tokenizer knows words by the space before them, and is made of the texts and of the frame.
+    """
+    if name != TINY:
+        return name, {}
+    distinct = sorted(set(texts))
+    key = digest(["t5", REVISION, asdict(T5), distinct, list(frame), seed])[:16]
+    target = Path(folder) / "models" / f"t5-{name}-{key}"
+    return made(target, T5, lambda: build_t5(distinct, frame, seed))
+
+
+def made(
+    target: Path, recipe: Recipe, build: Callable[[], tuple[Any, Any, dict[str, float]]]
+) -> tuple[str, dict[str, float]]:
+    """(folder, facts) of a checkpoint, which is built unless it stands there whole."""
     facts = finished(target)
     if facts is None:
         with quiet():
-            model, tokenizer, made = build(name, recipe, distinct, frame, wholes, note, seed)
-            install(target, model, tokenizer, {"recipe": asdict(recipe), "facts": made})
+            model, tokenizer, found = build()
+            install(target, model, tokenizer, {"recipe": asdict(recipe), "facts": found})
         facts = finished(target)
     if facts is None:
         raise OSError(f"{target} is not what was written there")
@@ -202,29 +230,11 @@ def build_tokenizer(
     The frame counts 200-fold, which makes its words whole tokens.
     """
     torchvision_fault()
-    from tokenizers import (
-        AddedToken,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<s>", "</s>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*texts, *list(frame) * 200], trainer)
+    tokenizer = train_bpe(recipe, [*texts, *list(frame) * 200], special)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in sorted(wholes)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", special.index("<s>"))]
@@ -238,6 +248,65 @@ def build_tokenizer(
         model_max_length=recipe.positions,
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_bpe(
+    recipe: Recipe, texts: Sequence[str], special: list[str], prefix: bool = False
+) -> Any:
+    """`prefix`: a text begins as if a space stood before it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def build_t5(
+    texts: Sequence[str], frame: Sequence[str], seed: int
+) -> tuple[Any, Any, dict[str, float]]:
+    """(model, tokenizer, facts) of the tiny T5; special tokens as T5 numbers them."""
+    torchvision_fault()
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    special = ["<pad>", "</s>", "<unk>"]
+    inner = train_bpe(T5, [*texts, *list(frame) * 200], special, prefix=True)
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+    make: Any = T5Config  # mypy does not see what its base class takes
+    config = make(
+        vocab_size=len(tokenizer),
+        d_model=T5.hidden,
+        d_kv=T5.hidden // T5.heads,
+        d_ff=T5.intermediate,
+        num_layers=T5.layers,
+        num_heads=T5.heads,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    with seeded(seed):
+        model: Any = T5ForConditionalGeneration(config).float().eval()
+    model.shared.weight.data *= T5.init_std
+    parameters = sum(p.numel() for p in model.parameters())
+    return model, tokenizer, {"parameters": parameters, "vocabulary": len(tokenizer)}
 
 
 def build_llama(recipe: Recipe, tokenizer: Any) -> Any:

@@ -1,7 +1,9 @@
-"""Amazon's 2014 metadata: titles, image addresses, categories, and which items go together.
+"""Amazon's 2014 metadata: titles, image addresses, categories, descriptions, brands, and which
+items go together.
 
 Files   meta_<Category>.json.gz of the 2014 release. A line is a Python literal (not JSON): a dict
-        with asin, title, imUrl, related and categories, each of which but asin may be missing.
+        with asin, title, imUrl, related, categories, description and brand, each of which but asin
+        may be missing.
 
 Only the lines of wanted items are parsed, as literals and never as code; the files, of several
 hundred MB and more, are streamed. The links of `related` were collected over all time, so they
@@ -99,15 +101,52 @@ def read_metadata(paths: Sequence[Path], asins: Sequence[str], level: int = 2) -
     return Metadata(titles, urls, edges, list(classes), _pairs(member), dict(counts))
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What a prompt can say of items, by ASIN; what is not known is left out."""
+
+    titles: dict[str, str]
+    descriptions: dict[str, str]
+    brands: dict[str, str]
+    genres: dict[str, tuple[str, ...]]
+    """The last name of each way of categories that is more than its root, in alphabetical order."""
+
+
+def read_texts(paths: Sequence[Path], asins: Sequence[str]) -> Texts:
+    """Titles, descriptions, brands and genres of the items `asins`; of several entries the first.
+
+    Raises DataError as `read_metadata` does.
+    """
+    found = Texts({}, {}, {}, {})
+    fields = {"title": found.titles, "description": found.descriptions, "brand": found.brands}
+    for path in paths:
+        for entry in _entries(path, dict.fromkeys(asins)):
+            asin = entry["asin"]
+            for field, texts in fields.items():
+                text = entry.get(field, "")
+                if not isinstance(text, str):
+                    raise DataError(f"{path}, entry of {asin}: '{field}' is not a text")
+                if text := clean(text):
+                    texts.setdefault(asin, text)
+            if names := {way[-1] for way in _ways(entry) if len(way) > 1}:
+                found.genres.setdefault(asin, tuple(sorted(names)))
+    return found
+
+
 def clean(text: str) -> str:
     """A title as a prompt prints it: HTML entities decoded, runs of white space one space."""
     return " ".join(html.unescape(text).split())
 
 
 def _names(entry: Mapping[str, Any], level: int) -> set[str]:
-    """The categories of an item: of each of its ways one. Some ways hold an empty name."""
-    ways = ([clean(name) for name in way if clean(name)] for way in entry.get("categories", ()))
-    return {way[:level][-1] for way in ways if way}
+    """The categories of an item: of each of its ways one."""
+    return {way[:level][-1] for way in _ways(entry) if way}
+
+
+def _ways(entry: Mapping[str, Any]) -> Iterator[list[str]]:
+    """From the root to a leaf. Some hold an empty name, which is left out."""
+    for way in entry.get("categories", ()):
+        yield [name for one in way if (name := clean(one))]
 
 
 def _links(
@@ -128,7 +167,7 @@ def _pairs(codes: array[int]) -> Ints:
     return np.stack(np.divmod(np.unique(np.array(codes, np.int64)), BASE), axis=1)
 
 
-def _entries(path: Path, wanted: Mapping[str, list[int]]) -> Iterator[dict[str, Any]]:
+def _entries(path: Path, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The entries of wanted items. A line that shows only other ASINs is not parsed: most are."""
     known = {asin.encode() for asin in wanted}
     number = 0

@@ -1,9 +1,10 @@
 """The pictures of a data set, one by one from where they are served: polite, resumable, counted.
 
 Whose     google-restaurants: the ids `pics` of filter_all_t.json, asked for at GOOGLE_PHOTO.
+          ml-posters: see `posters`.
           The others of PICTURES: `imUrl` of each ASIN in Amazon's 2014 metadata.
-Where to  images/<id>.<ext> in the data set's folder, under the extension of its real format.
-Gone      images/.gone.jsonl: id, status and date of what is served no more, never asked for again.
+Where to  images/<id>.<ext> in the data set's folder (posters: in itself), by its real format.
+Gone      .gone.jsonl beside them: id, status, date of what is served no more, never asked again.
 
 data/README.md says what is known of these addresses. A picture gets its name only when it is whole
 and Pillow has decoded it; a killed fetch goes on where it was. Only the standard library asks, and
@@ -77,6 +78,8 @@ PASSING = (408, 425, 429)
 """Like 5xx: the same request may be answered later."""
 NO_PICTURE, DAMAGED, TOO_LARGE = "no picture", "damaged picture", "too large"
 """What an answer is that came and is not kept; like 403 no sure sign that the picture is gone."""
+NO_POSTER = "no poster"
+"""A service that knows the item says that it has no picture of it: as sure as 404."""
 SLOW_DOWN = (429, 503)
 """All workers pause."""
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
@@ -120,11 +123,25 @@ class Counts:
 
 
 # --- addresses ----------------------------------------------------------------------------------
+Ask = Callable[[web.OpenerDirector, "Pace", str], tuple[bytes, str]]
+"""ask(opener, pace, address) -> a whole picture and its extension. Raises Gone, Fault or Refused.
+The pace has been waited for once."""
+
+
 class Places(NamedTuple):
     """Where the pictures of a data set are, by id, and how many items have no known address."""
 
     addresses: dict[str, str]
     without: int
+    ask: Ask | None = None
+    """None: an address is the picture's own."""
+    requests: int = 1  # for each picture
+
+
+def pictures_folder(name: str, data_dir: Path) -> Path:
+    """Where the pictures of a data set lie."""
+    folder = Path(data_dir) / dataset(name).folder
+    return folder if name == "ml-posters" else folder / "images"
 
 
 def picture_addresses(name: str, data_dir: Path, image_url: str = "") -> Places:
@@ -191,8 +208,18 @@ def item_pictures(name: str, data_dir: Path, image_url: str) -> Places:
     return Places(found, len(set(asins) - set(found)))
 
 
+def film_posters(name: str, data_dir: Path, image_url: str) -> Places:
+    from reprokit.posters import poster_addresses
+
+    return poster_addresses(data_dir, image_url)
+
+
 ITEMS = ("cdsr-food-kitchen", "cdsr-movie-book", "amazon-movies-2014", "amazon-musical-instruments")
-PICTURES = {"google-restaurants": restaurant_pictures, **dict.fromkeys(ITEMS, item_pictures)}
+PICTURES = {
+    "google-restaurants": restaurant_pictures,
+    "ml-posters": film_posters,
+    **dict.fromkeys(ITEMS, item_pictures),
+}
 
 
 def _askable(address: str) -> bool:
@@ -247,9 +274,10 @@ def outlook(places: Places, folder: Path, rate: float = RATE, limit: int = 0) ->
     basis = "as those here" if sizes else "our guess"
     parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     none = f" ({places.without:,} items have no address)" if places.without else ""
+    seconds = places.requests * number / rate
     return (
         f"{counts.wanted:,} pictures wanted{none}, {counts.here:,} here, {counts.gone:,} known to "
-        f"be gone; {number:,} to ask for, at most {rate:g} a second: {_duration(number / rate)} or "
+        f"be gone; {number:,} to ask for, at most {rate:g} a second: {_duration(seconds)} or "
         f"more; disk about {megabytes(number * each)} ({megabytes(each)} each, {basis}), "
         f"{megabytes(shutil.disk_usage(parent).free)} free"
     )
@@ -310,12 +338,18 @@ class Fault(Exception):
     """No answer to go by.
 
     `passing`: waiting may help. `hold`: seconds for which the server asks all workers to pause, 0
-    where it does not say for how long, None where it does not ask.
+    where it does not say for how long, None where it does not ask. `code`: HTTP status, else 0.
     """
 
-    def __init__(self, reason: str, passing: bool, hold: float | None = None) -> None:
+    def __init__(
+        self, reason: str, passing: bool, hold: float | None = None, code: int = 0
+    ) -> None:
         super().__init__(reason)
-        self.passing, self.hold = passing, hold
+        self.passing, self.hold, self.code = passing, hold, code
+
+
+class Refused(Exception):
+    """The server refuses us whatever we ask, as for a wrong key; says so in one line."""
 
 
 class PacedRedirects(web.HTTPRedirectHandler):
@@ -339,13 +373,24 @@ def _opener(pace: Pace) -> web.OpenerDirector:
     return opener
 
 
-def _picture(opener: web.OpenerDirector, address: str) -> tuple[bytes, str]:
-    """A whole picture and its extension. Raises Gone or Fault."""
+def ask_picture(opener: web.OpenerDirector, pace: Pace, address: str) -> tuple[bytes, str]:
+    """The picture at an address; see `Ask`."""
+    body, whole = ask_once(opener, web.Request(address, headers=HEADERS))
     try:
-        with opener.open(web.Request(address, headers=HEADERS), timeout=TIMEOUT) as response:
+        return body, extension(body)
+    except Gone as gone:
+        if gone.status == DAMAGED and not whole:  # the connection ended, the picture did not
+            raise Fault("a picture cut short", passing=True) from None
+        raise
+
+
+def ask_once(opener: web.OpenerDirector, request: web.Request) -> tuple[bytes, bool]:
+    """The body of an answer, and whether its server said how long it is. Raises Gone or Fault."""
+    try:
+        with opener.open(request, timeout=TIMEOUT) as response:
             length = response.length  # None where the server does not say
             whole = length is not None or response.chunked
-            body = _read(response, length)
+            return _read(response, length), whole
     except HTTPError as error:
         error.close()
         if error.code in GONE:
@@ -353,18 +398,12 @@ def _picture(opener: web.OpenerDirector, address: str) -> tuple[bytes, str]:
         hold = _retry_after(error.headers.get("Retry-After"))
         hold = 0.0 if hold is None and error.code in SLOW_DOWN else hold
         passing = error.code in PASSING or error.code >= 500
-        raise Fault(f"HTTP status {error.code}", passing, hold) from None
+        raise Fault(f"HTTP status {error.code}", passing, hold, error.code) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)  # a text: an address that leads nowhere
         hopeless = (str, ValueError, ssl.SSLCertVerificationError)
         text = f"{type(reason).__name__}: {reason}".partition("\n")[0]
         raise Fault(text, passing=not isinstance(reason, hopeless)) from None
-    try:
-        return body, extension(body)
-    except Gone as gone:
-        if gone.status == DAMAGED and not whole:  # the connection ended, the picture did not
-            raise Fault("a picture cut short", passing=True) from None
-        raise
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -428,8 +467,10 @@ def extension(body: bytes) -> str:
 class Fetch:
     """Workers ask and tell; the main thread counts, records what is gone, and says when to stop."""
 
-    def __init__(self, addresses: Mapping[str, str], folder: Path, rate: float, limit: int) -> None:
-        self.addresses, self.folder = addresses, folder
+    def __init__(
+        self, addresses: Mapping[str, str], folder: Path, rate: float, limit: int, ask: Ask
+    ) -> None:
+        self.addresses, self.folder, self.ask = addresses, folder, ask
         self.counts, todo, self.served = _survey(addresses, folder)
         self.todo = deque(todo[: limit or None])
         self.stop = threading.Event()
@@ -490,9 +531,11 @@ class Fetch:
             if not self.pace.wait():
                 return
             try:
-                body, suffix = _picture(self.opener, self.addresses[name])
+                body, suffix = self.ask(self.opener, self.pace, self.addresses[name])
             except Gone as gone:
                 return self.told.put((name, "gone", gone.status))
+            except Refused as refused:
+                return self.told.put((name, "halt", str(refused)))
             except Fault as fault:
                 self.told.put((name, "fault", fault))
                 if pause is None or not fault.passing:
@@ -526,7 +569,7 @@ class Fetch:
         else:
             self.faults = 0
             self.doubts.append((name, status))
-            if status in SURELY_GONE:
+            if status in (*SURELY_GONE, NO_POSTER):
                 self.believe()
             elif len(self.doubts) >= DOUBTS:
                 self.weigh(status)
@@ -535,9 +578,9 @@ class Fetch:
         """Believe in so many gone only while one that is here is served, or surely gone."""
         try:
             asked = self.served and self.pace.wait()
-            sure = asked and bool(_picture(self.opener, self.addresses[self.served]))
-        except (Gone, Fault) as error:
-            sure = getattr(error, "status", "") in SURELY_GONE
+            sure = asked and bool(self.ask(self.opener, self.pace, self.addresses[self.served]))
+        except (Gone, Fault, Refused) as error:
+            sure = getattr(error, "status", "") in (*SURELY_GONE, NO_POSTER)
         if sure:
             self.believe()
         else:
@@ -573,6 +616,7 @@ def fetch_pictures(
     limit: int = 0,
     report: Callable[[Counts], None] = lambda counts: None,
     offline: bool = False,
+    ask: Ask = ask_picture,
 ) -> Counts:
     """Bring the pictures that are neither in `folder` nor known to be gone.
 
@@ -581,13 +625,14 @@ def fetch_pictures(
         rate: requests a second over all workers, redirects included.
         limit: pictures to ask for at most; 0 for all.
         report: called with the counts at the start and after each answer.
+        ask: how a picture is asked for, where its address is not the picture's own.
 
     Raises RequestError where something is to be asked for and `offline` is set, and OSError where a
     picture cannot be written. Faults are counted; those that end the fetch are told in `stopped`.
     """
     if not rate > 0 or workers < 1 or limit < 0:
         raise ValueError(f"rate {rate}, workers {workers}, limit {limit}: expected > 0, >= 1, >= 0")
-    fetch = Fetch(addresses, Path(folder), rate, limit)
+    fetch = Fetch(addresses, Path(folder), rate, limit, ask)
     if fetch.todo and offline:
         raise RequestError(
             f"{fetch.counts.left:,} pictures are not in {folder} and --offline is set: leave it out"

@@ -21,7 +21,7 @@ from reprokit.data import Source
 from reprokit.datasets import DATASETS, DataError
 from reprokit.download import digest, megabytes
 from reprokit.runs import PRESETS, RequestError, Run, System
-from reprokit.tables import Column, Row, Table
+from reprokit.tables import Column, Row, Table, within
 
 PAPERS = {"ccf_llm": ccf_llm, "explainrec": explainrec, "llm_emf": llm_emf, "mmrec": mmrec}
 NOT_BUILT = "not built yet"
@@ -30,7 +30,13 @@ NO_DATA = "no data"
 """In place of the fingerprint of data that a dry run does not find."""
 NO_MODEL = "no model"
 """In place of the fingerprint of a pretrained model that a dry run does not reach."""
-STANDINS = {"llm": ("none", "planted"), "text": ("none",), "image": ("none",), "caption": ("none",)}
+STANDINS: Mapping[str, tuple[str, ...]] = {
+    "llm": ("none", "planted"),
+    "text": ("none",),
+    "image": ("none",),
+    "caption": ("none",),
+    "t5": (),
+}
 """By kind, in place of a model's name: there is none, or the synthetic world answers for it."""
 EXTRACTIVE = "extractive"
 """In place of a language model's name: sentences and phrases are picked by rules."""
@@ -189,6 +195,8 @@ def plan(request: Request) -> Plan:
             f"Choose from {', '.join(PRESETS)}."
         )
     tables = made_on(request.dataset, resolve(request.targets))
+    if request.preset == "demo":
+        check_synthetic(tables)
     picked = pick_rows(request.rows, tables)
     planner = Planner(request, parse_overrides(request.overrides, tables))
     systems = systems_of(tables).values()
@@ -221,7 +229,8 @@ def made_on(dataset: str, tables: Sequence[Table]) -> list[Table]:
     """The tables on a data set: those that only name it among the others are made on it instead of
     their own; all are left as they are where it is empty. Raises RequestError for an unknown one.
     """
-    known = list(dict.fromkeys(n for table in tables for n in (*table.datasets, *table.others)))
+    named = [n for t in tables for n in (t.home, *t.datasets, *t.others)]
+    known = list(dict.fromkeys(name for name in named if name))
     if dataset and dataset not in known:
         raise RequestError(
             f"no target has data set '{dataset}'{did_you_mean(dataset, known)} "
@@ -231,6 +240,22 @@ def made_on(dataset: str, tables: Sequence[Table]) -> list[Table]:
         table.on(dataset) if dataset in table.others and dataset not in table.datasets else table
         for table in tables
     ]
+
+
+def check_synthetic(tables: Sequence[Table]) -> None:
+    """Raises RequestError where a data set that is no table's own has no synthetic stand-in."""
+    for table in tables:
+        for name in table.datasets:
+            if f"demo-{name}" not in PAPERS[table.paper].DATASETS and table.instead:
+                raise RequestError(
+                    f"--dataset {table.instead}: the demo preset has no synthetic data in its "
+                    f"place, and {table.id} is made on it with --preset small or paper alone"
+                )
+
+
+def is_asked(request: Request, dataset: str) -> bool:
+    """Whether a request asks for cells on a data set: it names the set, or what it is a part of."""
+    return not request.dataset or within(request.dataset, dataset)
 
 
 class Planner:
@@ -297,7 +322,7 @@ class Planner:
             cache = digests if digests.is_file() or not self.request.dry_run else None
             offline = self.request.offline or not ask
             try:
-                if kind == "llm":
+                if kind in ("llm", "t5"):
                     from reprokit.backbones import identify
 
                     self.models[kind, name] = identify(name, cache, offline), ""
@@ -343,7 +368,7 @@ class Planner:
                 if is_blank(spot):
                     yield dataclasses.replace(spot, blank=True, requested=False)
                 else:
-                    inside = self.request.dataset in ("", dataset_of(spot))
+                    inside = is_asked(self.request, dataset_of(spot))
                     yield dataclasses.replace(spot, requested=requested and inside)
 
     def decide(self, spot: Spot) -> Spot:
@@ -356,6 +381,8 @@ class Planner:
             return dataclasses.replace(spot, reason=reason)
         if column.base_column or row.best_of:  # made from other cells
             return spot
+        if spot.table.is_left_out(dataset_of(spot)):  # runs on it that are kept: the paper's table
+            return dataclasses.replace(spot, reason=NOT_REQUESTED)
         runs, missing = self.row_runs(spot.table, row, column, dataset_of(spot), spot.requested)
         reason = missing if spot.requested else NOT_REQUESTED
         return dataclasses.replace(spot, runs=runs, reason=reason)
@@ -409,8 +436,11 @@ def dataset_of(spot: Spot) -> str:
 def is_blank(spot: Spot) -> bool:
     """Whether no value belongs in a cell: print has none, or RelaImpr has nothing to refer to."""
     table, derived = spot.table, bool(spot.column and spot.column.base_column)
+    other = bool(spot.row and spot.row.columns and spot.name not in spot.row.columns)
     if spot.line >= len(table.published.rows):
-        return derived
+        return derived or other
+    if table.is_figure and other:
+        return True
     if table.is_figure:
         return derived and not (spot.row and spot.row.base)
     return not table.published.cell(spot.line, spot.name)
@@ -485,7 +515,8 @@ def parse_overrides(texts: Sequence[str], tables: Sequence[Table]) -> dict[str, 
                 f"--set {text}: no system '{name}'{did_you_mean(name, list(systems))} "
                 f"These targets have: {', '.join(sorted(systems)) or 'none'}."
             )
-        known = {item.name: item for item in dataclasses.fields(systems[name].settings)}
+        items = dataclasses.fields(systems[name].settings)
+        known = {item.name: item for item in items if item.default is not None}
         if key not in known:
             raise RequestError(
                 f"--set {text}: {name} has no setting '{key}'{did_you_mean(key, list(known))} "
@@ -511,8 +542,8 @@ def downloads(planned: Plan) -> list[str]:
     for table in planned.tables:
         for name in table.datasets:
             source: Source = PAPERS[table.paper].DATASETS[name]
-            wanted = planned.request.preset != "demo" and planned.request.dataset in ("", name)
-            if not wanted or not source.registered:
+            wanted = planned.request.preset != "demo" and is_asked(planned.request, name)
+            if not wanted or table.is_left_out(name) or not source.registered:
                 continue
             try:
                 source.paths(planned.request.data_dir)
@@ -520,7 +551,7 @@ def downloads(planned: Plan) -> list[str]:
                 registered = DATASETS[source.registered]
                 size = megabytes(registered.size) if registered.size else "size not known"
                 fetch = f"python -m reprokit data fetch {registered.name}"
-                lines[name] = f"{registered.name} ({size}): {fetch}"
+                lines[registered.name] = f"{registered.name} ({size}): {fetch}"
     return [*lines.values(), *model_downloads(planned)]
 
 
@@ -534,6 +565,8 @@ def model_downloads(planned: Plan) -> Iterator[str]:
             yield line
         if kind in ("text", "image") and name in planned.unreached:
             yield f"{name} (size not known): {planned.unreached[name]}"
+        if kind == "t5" and (line := t5_download(name, planned)):
+            yield line
         if kind != "llm":
             continue
         from reprokit.sizes import download_bytes
@@ -561,4 +594,22 @@ def captioner_download(name: str, planned: Plan) -> str:
     if name == PALETTE or (not reason and on_this_machine(locate_captioner(name))):
         return ""
     size = megabytes(BLIP2_BYTES) if name == BLIP2 else "size not known"
+    return f"{name} ({size}): {reason or 'by the first run that uses it'}"
+
+
+T5_BYTES = {"google-t5/t5-small": 242_000_000, "google-t5/t5-base": 892_000_000}
+
+
+def t5_download(name: str, planned: Plan) -> str:
+    """The line of a T5 that is not on this machine; empty where it is."""
+    from reprokit.backbones import cached_snapshot, hub_name, is_whole, local_folder
+    from reprokit.homemade import TINY
+
+    reason = planned.unreached.get(name, "")
+    if name == TINY or (not reason and local_folder(name)):
+        return ""
+    snapshot = None if reason else cached_snapshot(*hub_name(name))
+    if snapshot and is_whole(snapshot):
+        return ""
+    size = megabytes(T5_BYTES[name]) if name in T5_BYTES else "size not known"
     return f"{name} ({size}): {reason or 'by the first run that uses it'}"

@@ -218,7 +218,107 @@ def check_titles(
 
 
 # --- prompts ------------------------------------------------------------------------------------
-class Prompts:
+class Pieces:
+    """Prompts as matrices of piece numbers; tokens are put together per batch.
+
+    A subclass fills in the table of pieces and the rows:
+
+    - `tokens`, and `starts` of each piece in them, `sizes` in tokens, `items` whose title or slot a
+      piece is, `slots` that it holds (0: none), `number` of the pieces that have a name;
+    - `prefix` (R, P) and `suffix` (R, S) piece numbers, `users` and `targets` (R,), and `recent`
+      (R, M) items of the user that a model reads beside the prompt.
+    """
+
+    tokenizer: Any
+    tokens: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    items: np.ndarray
+    slots: np.ndarray
+    number: dict[str, int]
+    prefix: np.ndarray
+    suffix: np.ndarray
+    users: np.ndarray
+    targets: np.ndarray
+    recent: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each prompt, (R,)."""
+        return self.sizes[self.prefix].sum(1) + self.sizes[self.suffix].sum(1)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Rows of one number have user, history and prefix in common, so may share states: (R,)."""
+        parts = [self.users[:, None], self.recent, self.prefix]
+        keys = np.ascontiguousarray(np.concatenate(parts, axis=1))
+        rows = keys.view([("", keys.dtype)] * keys.shape[1]).ravel()
+        return np.unique(rows, return_inverse=True)[1].ravel()
+
+    @cached_property
+    def scoring_order(self) -> np.ndarray:
+        """Rows by length of the prefix, those of one group together: (R,)."""
+        return np.lexsort((self.lengths, self.groups, self.sizes[self.prefix].sum(1)))
+
+    def batch(self, index: np.ndarray, share: bool = False) -> dict[str, Tensor]:
+        """Inputs of a model for some rows. With `share`, prefixes of several rows come once."""
+        if share:
+            _, first, group = np.unique(self.groups[index], return_index=True, return_inverse=True)
+            if len(first) <= 0.8 * len(index):
+                heads = index[first]
+                prefix = self._assemble(self.prefix[heads], self.targets[heads])
+                suffix = self._assemble(self.suffix[index], self.targets[index])
+                shared = {f"prefix_{name}": value for name, value in prefix.items()}
+                return {**suffix, **shared, "group": tensor(group.ravel()), **self._people(heads)}
+        pieces = np.concatenate([self.prefix[index], self.suffix[index]], axis=1)
+        return {**self._assemble(pieces, self.targets[index]), **self._people(index)}
+
+    def _people(self, index: np.ndarray) -> dict[str, Tensor]:
+        return {"users": tensor(self.users[index]), "histories": tensor(self.recent[index])}
+
+    def _assemble(self, pieces: np.ndarray, targets: np.ndarray) -> dict[str, Tensor]:
+        """Tokens of rows of pieces, padded on the right; all (B, T), `last` (B,)."""
+        counts = self.sizes[pieces]  # (B, P)
+        total = counts.sum(1)
+        n, flat = counts.ravel(), pieces.ravel()
+        owner = np.repeat(np.arange(len(flat)), n)  # the piece that each token belongs to
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(n) - n, n)
+        row = np.repeat(np.arange(len(pieces)), total)
+        column = np.arange(len(owner)) - np.repeat(np.cumsum(total) - total, total)
+        piece = flat[owner]
+        slots = self.slots[piece]
+        items = np.where(slots == SLOTS[ITEM], targets[row], self.items[piece])
+        shape = (len(pieces), int(total.max()))
+        found = {}
+        for name, values in (
+            ("ids", self.tokens[self.starts[piece] + within]),
+            ("items", items),
+            ("slots", slots),
+        ):
+            padded = np.zeros(shape, np.int64)
+            padded[row, column] = values
+            found[name] = torch.from_numpy(padded)
+        return {**found, "last": tensor(total - 1)}
+
+    def text(self, row: int) -> str:
+        """A prompt as text, slots named: for reading and for tests."""
+        named = {number: text for text, number in self.number.items() if text in SLOTS}
+        tokenizer = self.tokenizer
+        parts: list[str] = []
+        ids: list[int] = []
+        for piece in np.concatenate([self.prefix[row], self.suffix[row]]):
+            if piece in named:
+                parts += [tokenizer.decode(ids), " " + named[piece]]
+                ids = []
+            else:
+                ids += self.tokens[self.starts[piece] : self.starts[piece + 1]].tolist()
+        return "".join([*parts, tokenizer.decode(ids)])
+
+
+class Prompts(Pieces):
     """Prompts of R rows, as matrices of piece numbers; tokens are put together per batch.
 
     Args:
@@ -254,9 +354,6 @@ class Prompts:
         cut = self.template.index(TARGET)
         self.prefix = self._pieces(self.template[:cut], histories, similar, bos=True)  # (R, P)
         self.suffix = self._pieces(self.template[cut:], histories, similar)  # (R, S)
-
-    def __len__(self) -> int:
-        return len(self.users)
 
     def _table(self, vocabulary: Vocabulary) -> None:
         """All pieces in one token array: titles, then words, then slots."""
@@ -345,78 +442,6 @@ class Prompts:
         pieces[:, 0:-1:2] = np.where(later, self.number[","], 0)
         pieces[:, -1] = np.where((titles > 0).any(axis=1), 0, self.number[NOTHING])
         return pieces
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each prompt, (R,)."""
-        return self.sizes[self.prefix].sum(1) + self.sizes[self.suffix].sum(1)
-
-    @cached_property
-    def groups(self) -> np.ndarray:
-        """Rows of one number have user, history and prefix in common, so may share states: (R,)."""
-        parts = [self.users[:, None], self.recent, self.prefix]
-        keys = np.ascontiguousarray(np.concatenate(parts, axis=1))
-        rows = keys.view([("", keys.dtype)] * keys.shape[1]).ravel()
-        return np.unique(rows, return_inverse=True)[1].ravel()
-
-    @cached_property
-    def scoring_order(self) -> np.ndarray:
-        """Rows by length of the prefix, those of one group together: (R,)."""
-        return np.lexsort((self.lengths, self.groups, self.sizes[self.prefix].sum(1)))
-
-    def batch(self, index: np.ndarray, share: bool = False) -> dict[str, Tensor]:
-        """Inputs of a model for some rows. With `share`, prefixes of several rows come once."""
-        if share:
-            _, first, group = np.unique(self.groups[index], return_index=True, return_inverse=True)
-            if len(first) <= 0.8 * len(index):
-                heads = index[first]
-                prefix = self._assemble(self.prefix[heads], self.targets[heads])
-                suffix = self._assemble(self.suffix[index], self.targets[index])
-                shared = {f"prefix_{name}": value for name, value in prefix.items()}
-                return {**suffix, **shared, "group": tensor(group.ravel()), **self._people(heads)}
-        pieces = np.concatenate([self.prefix[index], self.suffix[index]], axis=1)
-        return {**self._assemble(pieces, self.targets[index]), **self._people(index)}
-
-    def _people(self, index: np.ndarray) -> dict[str, Tensor]:
-        return {"users": tensor(self.users[index]), "histories": tensor(self.recent[index])}
-
-    def _assemble(self, pieces: np.ndarray, targets: np.ndarray) -> dict[str, Tensor]:
-        """Tokens of rows of pieces, padded on the right; all (B, T), `last` (B,)."""
-        counts = self.sizes[pieces]  # (B, P)
-        total = counts.sum(1)
-        n, flat = counts.ravel(), pieces.ravel()
-        owner = np.repeat(np.arange(len(flat)), n)  # the piece that each token belongs to
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(n) - n, n)
-        row = np.repeat(np.arange(len(pieces)), total)
-        column = np.arange(len(owner)) - np.repeat(np.cumsum(total) - total, total)
-        piece = flat[owner]
-        slots = self.slots[piece]
-        items = np.where(slots == SLOTS[ITEM], targets[row], self.items[piece])
-        shape = (len(pieces), int(total.max()))
-        found = {}
-        for name, values in (
-            ("ids", self.tokens[self.starts[piece] + within]),
-            ("items", items),
-            ("slots", slots),
-        ):
-            padded = np.zeros(shape, np.int64)
-            padded[row, column] = values
-            found[name] = torch.from_numpy(padded)
-        return {**found, "last": tensor(total - 1)}
-
-    def text(self, row: int) -> str:
-        """A prompt as text, slots named: for reading and for tests."""
-        named = {number: text for text, number in self.number.items() if text in SLOTS}
-        tokenizer = self.tokenizer
-        parts: list[str] = []
-        ids: list[int] = []
-        for piece in np.concatenate([self.prefix[row], self.suffix[row]]):
-            if piece in named:
-                parts += [tokenizer.decode(ids), " " + named[piece]]
-                ids = []
-            else:
-                ids += self.tokens[self.starts[piece] : self.starts[piece + 1]].tolist()
-        return "".join([*parts, tokenizer.decode(ids)])
 
 
 def render(

@@ -436,7 +436,10 @@ def render(
         planned.request.preset,
         seeds=max((len(spot.runs) for spot in spots), default=1),
         command=planned.request.command,
-        notes=tuple(dict.fromkeys(table_notes(planned, used, results))),
+        notes=(
+            *table.moves(planned.request.preset),
+            *dict.fromkeys(table_notes(planned, used, results)),
+        ),
         settings=tuple(settings_of(planned, used)),
     )
 
@@ -481,6 +484,11 @@ def describe(planned: Plan, run: Run) -> Iterator[tuple[str, str, str, str]]:
     dataset = run.dataset.removeprefix("demo-")
     for item in dataclasses.fields(run.settings):
         value = getattr(run.settings, item.name)
+        if dataclasses.is_dataclass(value):  # settings of another system, which this one measures
+            named = run.title.removeprefix(f"{run.paper} ").rpartition(",")[0]
+            for name, one in dataclasses.asdict(value).items():  # type: ignore[arg-type]
+                yield named, name, str(one), item.metadata["why"]
+            continue
         why = system.origin(item.name, dataset, request.preset, planned.chosen(run))
         yield f"{run.system} on {run.dataset}", item.name, str(value), why or item.metadata["why"]
 

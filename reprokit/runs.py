@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from reprokit.progress import Progress
 
 PRESETS = ("demo", "small", "paper")
-KINDS = ("llm", "text", "image", "caption")
-"""Of pretrained models: a language model, and frozen encoders of texts, of images, captioners."""
+KINDS = ("llm", "text", "image", "caption", "t5")
+"""Of pretrained models: a language model, frozen encoders of texts, of images, captioners, and T5,
+an encoder-decoder that is fine-tuned."""
 
 
 class RequestError(ValueError):
@@ -182,7 +183,8 @@ class System:
     backbone: str = ""
     """Name of the setting that names a language model; empty where there is none."""
     encoders: Mapping[str, str] = field(default_factory=dict)
-    """By kind of a frozen encoder, "text", "image" or "caption": the setting that names it."""
+    """By kind of another pretrained model, "text", "image", "caption" or "t5": the setting that
+    names it."""
     reads: Callable[[Any], Collection[str]] | None = None
     """Which of `KINDS` a run with some settings reads; None: all named."""
     by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -111,6 +111,7 @@ def known(kind: str, *shape: int, kv_heads: int, tied: bool) -> dict[str, Any]:
 
 VICUNA = known("llama", 4096, 32, 32, 11008, 32000, kv_heads=32, tied=False)
 KNOWN = {
+    "huggyllama/llama-7b": VICUNA,
     "lmsys/vicuna-7b-v1.3": VICUNA,
     "lmsys/vicuna-7b-v1.5": VICUNA,
     "HuggingFaceTB/SmolLM2-135M": known("llama", 576, 30, 9, 1536, 49152, kv_heads=3, tied=True),

@@ -66,6 +66,9 @@ class Row:
     """Printed under the table."""
     on_request: bool = False
     """Of a row of our own: with --row it is left out unless it is named."""
+    columns: tuple[str, ...] = ()
+    """Of a figure's row or one of our own: the columns that it has, all others stay blank. Empty:
+    all of them. In a picture the rows with the same columns have panels of their own."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ class Table:
     no picture is drawn."""
     others: tuple[str, ...] = ()
     """Data sets on which the table can be made too, though the paper did not."""
+    home: str = ""
+    """The data set that `others` stand in for, parts such as NAME-cold included; what the table
+    names beside it is left out on them. Empty: they stand in for every data set."""
     instead: str = ""
     """The one of them that it is made on; see `on`."""
     seeds: int = 5
@@ -122,10 +128,10 @@ class Table:
         return f"{self.name}-{self.instead}" if self.instead else self.name
 
     def on(self, dataset: str) -> Table:
-        """The table with one of `others` in place of every data set that it names."""
+        """The table with one of `others` in place of `home`, or of every data set that it names."""
 
         def moved(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(replace(part, dataset=dataset) if part.dataset else part for part in parts)
+            return tuple(replace(part, dataset=self.stand_in(part, dataset)) for part in parts)
 
         return replace(
             self,
@@ -134,6 +140,34 @@ class Table:
             sanity=moved(self.sanity),
             instead=dataset,
         )
+
+    def stand_in(self, part: Row | Column, dataset: str) -> str:
+        """What a row or a column is made on where `dataset` takes the place of the home."""
+        if not (part.dataset and self.home):
+            return part.dataset and dataset
+        if not within(self.home, part.dataset):
+            return part.dataset
+        return dataset + part.dataset.removeprefix(self.home)
+
+    def is_left_out(self, dataset: str) -> bool:
+        """Whether a data set is none of those that stand in for the paper's."""
+        return bool(self.home and self.instead) and not within(self.instead, dataset)
+
+    def moves(self, preset: str) -> Iterator[str]:
+        """Which parts of a table with a home are made on what in place of what; a line each."""
+        if not (self.home and self.instead):
+            return
+        every: tuple[Row | Column, ...] = (*self.columns, *self.rows)
+        parts = [part for part in every if part.dataset]
+        prefix = "demo-" if preset == "demo" else ""
+        for name in dict.fromkeys(part.dataset for part in parts):
+            here = [part for part in parts if part.dataset == name]
+            names = ", ".join(p.name if isinstance(p, Column) else p.label for p in here)
+            theirs = self.home + name.removeprefix(self.instead)
+            if self.is_left_out(name):
+                yield f"{names}: left out, since {self.instead} does not stand in for {name}"
+            else:
+                yield f"{names}: made on {prefix}{name} in place of {theirs}"
 
     @property
     def is_figure(self) -> bool:
@@ -187,6 +221,11 @@ class Published:
         at = self.header.index(column)
         printed = [row[at] for row in self.rows if row[at]]
         return max((len(cell.partition(".")[2]) for cell in printed), default=None)
+
+
+def within(whole: str, dataset: str) -> bool:
+    """Whether a data set is another one or a part of it, as ml-25m-cold is of ml-25m."""
+    return dataset == whole or dataset.startswith(f"{whole}-")
 
 
 def row_label(labels: Sequence[str]) -> str:
@@ -635,7 +674,9 @@ def protocol(rendered: Rendered) -> str:
 def to_text(table: Table) -> str:
     """The published table, for `show`; of a figure our rows."""
     published = table.published
-    also = f"\n\nWith --dataset also on: {', '.join(table.others)}." if table.others else ""
+    place = f", in place of {table.home}" if table.home else ""
+    others = ", ".join(table.others)
+    also = f"\n\nWith --dataset also on: {others}{place}." if table.others else ""
     if not table.is_figure:
         return grid([published.header, *published.rows]) + also
     kind = "A table of ours" if table.ours else "A figure"

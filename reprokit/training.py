@@ -86,6 +86,8 @@ class Fit:
     """Largest gradient norm; 0: no clipping."""
     eval_batch: int = 4096
     """Rows scored at once by one process."""
+    lora_lr: float = 0.0
+    """Step size of LoRA weights, where it is another than `lr`; 0: the same."""
     min_epochs: int = 0
     """Number, from 1, of the first epoch that may be the best one; those before it neither choose
     the state nor count for `patience`."""
@@ -100,9 +102,9 @@ class Fit:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides the outcome. Without `min_epochs` where it is 0: stages of before there
-        was such a field stay what they are."""
-        return {k: v for k, v in asdict(self).items() if k != "min_epochs" or v}
+        """All that decides the outcome. Without the later fields where they are 0: stages of before
+        there were such fields stay what they are."""
+        return {k: v for k, v in asdict(self).items() if k not in ("min_epochs", "lora_lr") or v}
 
 
 @dataclass
@@ -491,14 +493,19 @@ def make_optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if settings.optimizer not in kinds:
         raise ValueError(f"optimizer must be one of {', '.join(kinds)}, got '{settings.optimizer}'")
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("nothing to train: every parameter of the model is frozen")
-    plain = [p for p in trainable if p.dim() > 1 or settings.optimizer == "adam"]
-    vectors = [p for p in trainable if p.dim() <= 1 and settings.optimizer == "adamw"]
-    groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": settings.weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
+    parts: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        rate = settings.lora_lr / settings.lr if settings.lora_lr and "lora_" in name else 1.0
+        decays = parameter.dim() > 1 or settings.optimizer == "adam"
+        key = (settings.weight_decay if decays else 0.0, rate)
+        parts.setdefault(key, []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": found, "weight_decay": decay, "rate": rate}
+        for (decay, rate), found in parts.items()
+    ]
     return kinds[settings.optimizer](groups, lr=settings.lr, fused=True)
 
 
@@ -512,7 +519,7 @@ def set_lr(optimizer: Any, settings: Fit, step: int, total: int) -> None:
     elif settings.schedule != "constant":
         raise ValueError(f"schedule must be constant or cosine, got '{settings.schedule}'")
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr * scale
+        group["lr"] = settings.lr * group.get("rate", 1.0) * scale
 
 
 class Loop:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -135,6 +136,83 @@ def test_rows_are_groups_and_columns_are_named_in_a_legend():
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["alpha = 1", "Default"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ML-1M AUC", "Book AUC"]
+
+
+BLEU = Column("BLEU", "test/bleu", "ml-1m", definition="bleu", decimals=3)
+COLD = Column("New Users AUC", "test/auc", "ml-1m", definition="auc")
+BLOCKS = (
+    Row("Full", "toy", columns=("ML-1M AUC", "BLEU")),
+    Row("Without", "toy", columns=("ML-1M AUC", "BLEU")),
+    Row("LightGCN", "toy", columns=("New Users AUC", "Book AUC")),
+)
+BLANK = Cell(blank=True)
+
+
+def in_blocks(*rows: tuple[Cell, ...]) -> Rendered:
+    """Two rows with AUC and BLEU, and a third one with two other AUCs."""
+    table = dataclasses.replace(TABLE, columns=(AUC, BLEU, COLD, BOOKS), rows=BLOCKS)
+    pairs = zip(BLOCKS, rows, strict=True)
+    lines = tuple(Line((row.label,), cells, ("",) * 4) for row, cells in pairs)
+    return Rendered(table, lines, "small", 2, "command")
+
+
+def test_rows_with_columns_of_their_own_have_panels_of_their_own_and_no_empty_places():
+    figure = figures.bars(
+        in_blocks(
+            (cell(0.6), cell(0.4), BLANK, BLANK),
+            (cell(0.7), Cell(reason="failed"), BLANK, BLANK),
+            (BLANK, BLANK, cell(0.55), cell(0.65)),
+        )
+    )
+    upper, lower, right = figure.axes
+    assert lower.get_ylabel() == "BLEU" and upper.get_ylabel() == right.get_ylabel()
+    names = [[tick.get_text() for tick in axis.get_xticklabels()] for axis in (lower, right)]
+    assert names == [["Full", "Without"], ["LightGCN"]]
+    assert [len(axis.patches) for axis in figure.axes] == [2, 1, 2]
+    assert [bar.get_width() for bar in upper.patches] == pytest.approx([0.8 * 0.92] * 2)
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([0.4 * 0.92] * 2)
+    assert texts(figure).count("empty") == 1  # the one that failed
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["ML-1M AUC", "BLEU", "New Users AUC", "Book AUC"]
+    left, other = upper.get_position(), right.get_position()
+    assert left.x1 < other.x0  # side by side
+
+
+def test_rows_of_which_nothing_is_made_say_so_and_have_no_scale():
+    none = Cell(reason="not requested")
+    rows = (none, none, BLANK, BLANK), (none, none, BLANK, BLANK)
+    figure = figures.bars(in_blocks(*rows, (BLANK, BLANK, cell(0.55), cell(0.65))))
+    left, right = figure.axes
+    assert [text.get_text() for text in left.texts] == ["empty", "empty"]
+    assert not left.patches and not len(left.get_yticks()) and len(right.get_yticks())
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["New Users AUC", "Book AUC"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "slanted"),
+    [
+        (["Full", "w/o Preference Attribution"], 11, False),
+        ([f"Content-Based {n}" for n in range(9)], 11, False),
+        ([f"w/o Preference Attribution {n}" for n in range(14)], 8, False),
+        ([f"w/o PreferenceAttribution {n}" for n in range(15)], 9, True),
+    ],
+)
+def test_names_of_rows_keep_their_words_whole_and_do_not_run_into_each_other(
+    labels: list[str], size: float, slanted: bool
+):
+    rows = tuple(Row(label, "toy") for label in labels)
+    lines = tuple(Line((label,), (cell(0.6),), ("",)) for label in labels)
+    table = dataclasses.replace(TABLE, columns=(AUC,), rows=rows)
+    figure = figures.bars(Rendered(table, lines, "small", 2, "command"))
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].get_xticklabels()
+    assert {(tick.get_fontsize(), bool(tick.get_rotation())) for tick in ticks} == {(size, slanted)}
+    whole = [re.sub(r"(?<=-)\n", "", tick.get_text()).replace("\n", " ") for tick in ticks]
+    assert whole == labels
+    if not slanted:
+        boxes = [tick.get_window_extent() for tick in ticks]
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_only_a_demo_says_synthetic_and_only_a_deviation_not_comparable():

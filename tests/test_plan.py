@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -380,6 +381,114 @@ def test_downloads_are_those_of_the_data_set_that_is_asked_for(movable: Readers,
     assert missing() == ["ml-1m"]
     assert missing(dataset="amazon-book") == ["amazon-book"]
     assert missing(dataset="amazon-book", preset="demo") == []
+
+
+@pytest.fixture
+def homely(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> Readers:
+    """Two columns on ml-1m, one of a part of it, and one on amazon-book; others stand in for
+    ml-1m alone."""
+    films = ccf_llm.DATASETS["amazon-book"]
+    names = ("ml-1m-cold", "ml-tiny", "ml-tiny-cold")
+    more = {f"{demo}{name}": films for name in names for demo in ("", "demo-")}
+    monkeypatch.setattr(ccf_llm, "DATASETS", {**ccf_llm.DATASETS, **more})
+    columns = (
+        Column("AUC", "test/auc", "ml-1m"),
+        Column("Valid", "valid/auc", "ml-1m"),
+        Column("Cold", "test/auc", "ml-1m-cold"),
+        Column("Books", "test/auc", "amazon-book"),
+    )
+    table = dataclasses.replace(
+        readers.table,
+        columns=columns,
+        rows=(Row("D", "plain"),),
+        others=("ml-tiny",),
+        home="ml-1m",
+    )
+    monkeypatch.setattr(ccf_llm, "TABLES", (table,))
+    return readers
+
+
+def test_a_data_set_with_parts_is_asked_for_with_all_of_them(homely: Readers, tmp_path: Path):
+    def asked(dataset: str) -> dict[str, str]:
+        planned = plan(toy_request(tmp_path, dataset=dataset))
+        return {spot.name: spot.runs[0].dataset for spot in planned.spots if spot.requested}
+
+    whole = {"AUC": "ml-1m", "Valid": "ml-1m", "Cold": "ml-1m-cold"}
+    assert asked("ml-1m") == whole
+    assert asked("ml-1m-cold") == {"Cold": "ml-1m-cold"}
+    assert asked("") == {**whole, "Books": "amazon-book"}
+    assert asked("ml-tiny") == {"AUC": "ml-tiny", "Valid": "ml-tiny", "Cold": "ml-tiny-cold"}
+    with pytest.raises(RequestError, match="These targets have: ml-1m, ml-1m-cold, amazon-book"):
+        plan(toy_request(tmp_path, dataset="ml"))
+
+
+def test_a_demo_on_a_data_set_without_synthetic_data_is_a_wrong_request(
+    homely: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert plan(toy_request(tmp_path, dataset="ml-tiny", preset="demo")).wanted
+    known = {name: one for name, one in ccf_llm.DATASETS.items() if name != "demo-ml-tiny-cold"}
+    monkeypatch.setattr(ccf_llm, "DATASETS", known)
+    with pytest.raises(RequestError, match="--dataset ml-tiny: the demo preset has no synthetic"):
+        plan(toy_request(tmp_path, dataset="ml-tiny", preset="demo"))
+    assert plan(toy_request(tmp_path, dataset="ml-tiny")).wanted
+
+
+def test_what_a_data_set_does_not_stand_in_for_is_left_out_even_where_its_runs_are_kept(
+    homely: Readers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert make(toy_request(tmp_path))[1] == DONE
+    assert len(homely.jobs) == 3
+    wanted = toy_request(tmp_path, dataset="ml-tiny")
+    assert make(wanted)[1] == DONE
+    assert [job.run.dataset for job in homely.jobs[3:]] == ["ml-tiny", "ml-tiny-cold"]
+    folder = tmp_path / "small/ccf_llm"
+    assert (folder / "figure9.csv").read_text().splitlines()[1] == "D,0.6000,0.6000,0.6000,0.6000"
+    found = (folder / "figure9-ml-tiny.csv").read_text().splitlines()
+    assert found == ["Variant,AUC,Valid,Cold,Books", "D,0.6000,0.6000,0.6000,"]
+    text = (folder / "figure9-ml-tiny.md").read_text()
+    assert text.startswith("# ccf_llm/figure9: A toy, on ml-tiny\n")
+    assert "\n[1] not requested" in text
+    assert "- **Note**: Cold: made on ml-tiny-cold in place of ml-1m-cold\n" in text
+    assert "- **Note**: Books: left out, since ml-tiny does not stand in for amazon-book" in text
+    assert json.loads((folder / "figure9-ml-tiny.json").read_text())["missing"] == []
+    options = ["--preset", "small", "--seeds", "1", "--out", str(tmp_path), "--dataset", "ml-tiny"]
+    assert cli.main(["reproduce", "ccf_llm/figure9", *options]) == DONE
+    assert "note: AUC, Valid: made on ml-tiny in place of ml-1m" in capsys.readouterr().out
+    cli.main(["list", "--out", str(tmp_path)])
+    line = next(row for row in capsys.readouterr().out.splitlines() if "figure9" in row)
+    assert "| ml-1m, ml-1m-cold, amazon-book, (ml-tiny) " in line
+    assert "small 4/4 cells, small on ml-tiny 3/4 cells" in line
+
+
+def test_a_dry_run_names_what_to_download_of_the_parts_once(homely: Readers, tmp_path: Path):
+    def missing(dataset: str) -> list[str]:
+        wanted = toy_request(tmp_path, data_dir=tmp_path, dry_run=True, dataset=dataset)
+        return [line.split()[0] for line in downloads(plan(wanted))]
+
+    assert missing("ml-tiny") == ["amazon-book"]  # what its toy parts are read from
+    assert missing("") == ["ml-1m", "amazon-book"]
+
+
+# --- blank columns ------------------------------------------------------------------------------
+def test_a_row_has_its_own_columns_and_no_others(
+    readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    columns = Column("AUC", "test/auc", "ml-1m"), Column("BLEU", "test/bleu", "ml-1m")
+    rows = Row("D", "plain", columns=("AUC",)), Row("E", "plain")
+    ours = (Row("F", "plain", columns=("AUC",)),)
+    table = dataclasses.replace(readers.table, columns=columns, rows=rows, sanity=ours)
+    monkeypatch.setattr(ccf_llm, "TABLES", (table,))
+    planned = plan(toy_request(tmp_path))
+    blank = {(spot.row.label, spot.name) for spot in planned.spots if spot.blank and spot.row}
+    assert blank == {("D", "BLEU"), ("F", "BLEU")}
+    assert make(toy_request(tmp_path, rows=("D",)))[1] == DONE  # nothing of it is missing
+    assert make(toy_request(tmp_path))[1] == INCOMPLETE  # E has no BLEU
+    folder = tmp_path / "small/ccf_llm"
+    assert (folder / "figure9.csv").read_text().splitlines()[1:] == ["D,0.6000,", "E,0.6000,"]
+    text = (folder / "figure9.md").read_text()
+    assert "| D        | 0.6000 |      |" in text and "| E        | 0.6000 | [1]  |" in text
+    assert text.count("no test/bleu") == 1
+    assert json.loads((folder / "figure9.json").read_text())["cells"] == {"filled": 2, "of": 3}
 
 
 # --- dry runs -----------------------------------------------------------------------------------

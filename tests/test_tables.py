@@ -27,6 +27,7 @@ from reprokit.tables import (
     to_markdown,
     to_text,
     verdict,
+    within,
 )
 
 FAILURE = "1 of 5 runs failed: ValueError: x|y"
@@ -48,9 +49,15 @@ def test_declarations_name_what_exists(table: Table):
         named = {row.system} - {""} or {column.system for column in table.columns} - {""}
         assert row.best_of or (named and named <= set(paper.SYSTEMS))
         assert not row.base or row.base in labels
-    for name in (*table.datasets, *table.others):
+    for name in (*table.datasets, *(() if table.home else table.others)):
         assert {name, f"demo-{name}"} <= set(paper.DATASETS)
+    for moved in map(table.on, table.others):
+        assert set(moved.datasets) <= set(paper.DATASETS)
     assert not set(table.datasets) & set(table.others)
+    assert not table.home or any(within(table.home, name) for name in table.datasets)
+    names = {column.name for column in table.columns}
+    assert all(names.issuperset(row.columns) for row in (*table.rows, *table.sanity))
+    assert table.is_figure or not any(row.columns for row in table.rows)  # print says what is blank
     assert table.draw in ("", "bars", "lines", "scatter", "examples")
 
 
@@ -293,6 +300,54 @@ def test_a_table_on_another_data_set_names_it_everywhere_and_has_files_of_its_na
     assert (moved.datasets, moved.instead) == (("amazon-book",), "amazon-book")
     assert (moved.file, MOVABLE.file) == ("figure3a-amazon-book", "figure3a")
     assert moved.id == MOVABLE.id and MOVABLE.datasets == ("ml-1m",)
+
+
+HOME = Table(
+    "ccf_llm/figure3b",
+    "Ratings",
+    columns=(
+        Column("Films AUC", "test/auc", "ml-1m"),
+        Column("Films NDCG", "test/ndcg", "ml-1m"),
+        Column("Cold AUC", "test/auc", "ml-1m-cold"),
+        Column("Books AUC", "test/auc", "amazon-book"),
+    ),
+    rows=(Row("A", "toy"), Row("B", "toy", dataset="ml-1m-cross"), Row("C", "toy", dataset="ml-1")),
+    others=("small",),
+    home="ml-1m",
+)
+
+
+def test_a_table_with_a_home_moves_its_home_and_the_parts_of_it_alone():
+    moved = HOME.on("small")
+    assert [column.dataset for column in moved.columns] == [
+        "small", "small", "small-cold", "amazon-book"
+    ]  # fmt: skip
+    assert [row.dataset for row in moved.rows] == ["", "small-cross", "ml-1"]
+    assert (moved.file, moved.instead) == ("figure3b-small", "small")
+    left = [name for name in moved.datasets if moved.is_left_out(name)]
+    assert left == ["amazon-book", "ml-1"]
+    assert not any(HOME.is_left_out(name) for name in HOME.datasets)
+    assert not MOVABLE.on("other").is_left_out("ml-1m")  # without a home nothing is
+
+
+def test_a_table_with_a_home_says_what_was_made_on_what_and_what_was_left_out():
+    assert list(HOME.on("small").moves("paper")) == [
+        "Films AUC, Films NDCG: made on small in place of ml-1m",
+        "Cold AUC: made on small-cold in place of ml-1m-cold",
+        "Books AUC: left out, since small does not stand in for amazon-book",
+        "B: made on small-cross in place of ml-1m-cross",
+        "C: left out, since small does not stand in for ml-1",
+    ]
+    assert "Cold AUC: made on demo-small-cold in place of" in "\n".join(
+        HOME.on("small").moves("demo")
+    )
+    assert not [*HOME.moves("paper"), *MOVABLE.on("other").moves("paper")]
+    assert to_text(HOME).endswith("\n\nWith --dataset also on: small, in place of ml-1m.")
+
+
+def test_a_part_of_a_data_set_is_named_with_a_dash():
+    assert within("ml-25m", "ml-25m") and within("ml-25m", "ml-25m-cold")
+    assert not within("ml-25m", "ml-25mm") and not within("ml-25m-cold", "ml-25m")
 
 
 def test_a_table_on_another_data_set_says_so_and_what_stands_in_brackets():

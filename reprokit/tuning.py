@@ -1,0 +1,791 @@
+"""How TALLRec and ExplainRec are tuned: two stages, then scores, adaptation and explanations.
+
+Stage 1   instruction tuning on general instructions (Alpaca), of the LoRA adapter
+Stage 2   recommendation tuning of the same adapter, for ExplainRec together with what it adds
+
+Importing this module loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reprokit.click import check, nothing_chosen
+from reprokit.feedback import GROUPS
+from reprokit.metrics import auc
+from reprokit.recommending import Arena, Held, Pairs, TasteSettings
+from reprokit.runs import Job, Result, setting
+
+if TYPE_CHECKING:
+    from reprokit.explainer import ExplainRec
+    from reprokit.feedback import Feedback
+    from reprokit.instructions import Instructions
+    from reprokit.training import Fitted
+
+LLAMA = "huggyllama/llama-7b"
+REVISION = 1
+"""Of instructions and models: raised when a change moves their numbers."""
+
+
+# --- settings -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TuneSettings(TasteSettings):
+    """What TALLRec and ExplainRec both set; nothing of it is printed in the paper."""
+
+    llm: str = setting(LLAMA, "the paper's LLaMA, of 7 billion weights as in TALLRec")
+    dtype: str = setting("auto", "bfloat16 where the device has it, else float32")
+    attention: str = setting("sdpa", "sdpa, eager or flash_attention_2")
+    checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
+    lora_r: int = setting(8, "TALLRec's")
+    lora_alpha: int = setting(16, "TALLRec's")
+    lora_dropout: float = setting(0.05, "TALLRec's")
+    lora_targets: str = setting("q_proj,v_proj", "TALLRec's: query and value")
+    stage1: str = setting(
+        "alpaca",
+        "the paper's Alpaca tuning; catalogue: questions about the data set's own items; none",
+    )
+    stage1_lr: float = setting(1e-4, "TALLRec's")
+    stage1_epochs: int = setting(2, "open; passes over the instructions")
+    history: int = setting(5, "liked items named, and as many disliked; TALLRec names ten in all")
+    max_tokens: int = setting(512, "TALLRec's; oldest items go first, never the target")
+    shots: int = setting(0, "training rows; 0: all, or train_rows of them", named=True)
+    train_rows: int = setting(
+        100_000, "ours; rows of a fixed random sample: all of MovieLens-25M would take months"
+    )
+    lr: float = setting(1e-4, "TALLRec's")
+    weight_decay: float = setting(0.0, "TALLRec's, of AdamW")
+    batch_size: int = setting(128, "TALLRec's")
+    micro_batch: int = setting(8, "open; rows in memory at once, 0: a process's share")
+    eval_batch: int = setting(64, "rows scored at once")
+    schedule: str = setting("constant", "TALLRec's is linear over 200 epochs, which are not run")
+    warmup: int = setting(20, "TALLRec's steps")
+    epoch_rows: int = setting(12_800, "open; rows between two validations")
+    max_epochs: int = setting(20, "open; early stopping ends sooner")
+    patience: int = setting(3, "open; validations without a better AUC")
+    clip: float = setting(1.0, "open; largest gradient norm, 0: none")
+    explain_rows: int = setting(200, "ours; test rows that are explained, a fixed random sample")
+    explain_tokens: int = setting(32, "ours; most tokens of an explanation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        natural = ("lora_r", "history", "max_tokens", "batch_size", "eval_batch", "epoch_rows")
+        for name in (*natural, "max_epochs", "patience", "train_rows", "explain_tokens"):
+            check(name, getattr(self, name), getattr(self, name) > 0)
+        for name in ("micro_batch", "warmup", "weight_decay", "clip", "shots", "explain_rows"):
+            check(name, getattr(self, name), getattr(self, name) >= 0)
+        for name in ("lr", "stage1_lr", "stage1_epochs"):
+            check(name, getattr(self, name), getattr(self, name) > 0)
+        for name, known in (
+            ("stage1", ("alpaca", "catalogue", "none")),
+            ("schedule", ("constant", "cosine")),
+            ("dtype", ("auto", "float32", "bfloat16", "float16")),
+            ("attention", ("sdpa", "eager", "flash_attention_2")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}")
+        check("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1)
+
+
+@dataclass(frozen=True)
+class TALLRecSettings(TuneSettings):
+    """TALLRec (Bao et al., RecSys 2023)."""
+
+    loss: str = setting("whole", "TALLRec's script: tokens of prompt and answer; or answer")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in ("whole", "answer"):
+            raise ValueError("loss must be whole or answer")
+
+
+@dataclass(frozen=True)
+class ExplainRecSettings(TuneSettings):
+    """ExplainRec: each of its four parts can be switched off."""
+
+    without: str = setting(
+        "", "the row's: attribution, zero-shot, multi-modal or multi-task", named=True
+    )
+    alpha: float = setting(1.0, "open; weight of L_pred in equation 3")
+    beta: float = setting(1.0, "open; weight of L_reason")
+    gamma: float = setting(0.1, "open; weight of L_consistency")
+    eta: float = setting(0.01, "open; adaptation rate of equation 11")
+    direction: str = setting(
+        "needed",
+        "equation 11 as printed drains the task with the largest loss; needed: the sign turned, "
+        "losses relative to the first step's, so that weight goes to the task that lags; printed",
+    )
+    cross_share: float = setting(
+        0.2, "open; share of the training rows that are domain-free, for the cross-domain task"
+    )
+    text_encoder: str = setting("google-bert/bert-base-uncased", "equation 7: BERT")
+    image_encoder: str = setting("clip", "equation 7: CLIP; ViT-B/32")
+    dim: int = setting(64, "open; width of fused items")
+    context: int = setting(
+        20, "open; most liked and most disliked items behind the fusion's context"
+    )
+    fusion_lr: float = setting(1e-3, "open; step size of what is not LoRA")
+    smoothing: float = setting(20.0, "open; rows at the mean that each pattern starts from")
+    adapt: str = setting("fusion", "open; what equation 6 adapts: fusion (with the prior) or lora")
+    adapt_lr: str = setting(
+        "0,0.01,0.1", "open; step sizes of equation 6, chosen by validation AUC; 0: no step"
+    )
+    support: int = setting(5, "spec; most events of a support set: a new user has fewer than 5")
+    adapt_rows: int = setting(300, "ours; validation rows on which the step size is chosen")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (
+            ("without", ("", "attribution", "zero-shot", "multi-modal", "multi-task")),
+            ("direction", ("needed", "printed")),
+            ("adapt", ("fusion", "lora")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got '{getattr(self, name)}'")
+        for name in ("alpha", "beta", "gamma", "eta", "smoothing"):
+            check(name, getattr(self, name), getattr(self, name) >= 0)
+        for name in ("dim", "context", "fusion_lr", "support", "adapt_rows"):
+            check(name, getattr(self, name), getattr(self, name) > 0)
+        check("cross_share", self.cross_share, 0 <= self.cross_share < 1)
+        rates(self)
+
+    @property
+    def attribution(self) -> bool:
+        return self.without != "attribution"
+
+    @property
+    def knowledge(self) -> bool:
+        return self.without != "zero-shot"
+
+    @property
+    def multimodal(self) -> bool:
+        return self.without != "multi-modal"
+
+    @property
+    def tasks(self) -> bool:
+        return self.without != "multi-task"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("llm", "text", "image") if self.multimodal else ("llm", "text")
+
+
+def rates(settings: ExplainRecSettings) -> list[float]:
+    """Step sizes of equation 6. Raises ValueError for what is none."""
+    try:
+        found = [float(part) for part in settings.adapt_lr.split(",")]
+    except ValueError:
+        raise ValueError(f"adapt_lr: '{settings.adapt_lr}' is not numbers with commas") from None
+    if min(found) < 0:
+        raise ValueError(f"adapt_lr: a step size is negative in '{settings.adapt_lr}'")
+    return found
+
+
+# --- the workbench ------------------------------------------------------------------------------
+class Bench:
+    """A run with its data and its language model, to which a fresh adapter is added."""
+
+    def __init__(self, job: Job) -> None:
+        from reprokit import backbones, homemade, training
+        from reprokit.instructions import fixed_words, frame, read_words
+
+        self.job, self.settings = job, job.run.settings
+        self.arena = Arena(job)
+        self.data = self.arena.sealed
+        self.accelerator = training.make_accelerator()
+        s, data = self.settings, self.data
+        self.genres = source_genres(data)
+        with self.accelerator.main_process_first():
+            source, _ = homemade.prepare(
+                s.llm,
+                [f"{data.text(item)}." for item in range(1, data.n_items)],
+                frame(data.item_word),
+                job.folder,
+                job.progress.note,
+                wholes=[text for text in fixed_words(data.item_word) if len(text.split()) > 2],
+            )
+        self.backbone = backbones.load(
+            s.llm, source, s.dtype, s.attention, self.accelerator.device, s.checkpointing
+        )
+        targets = tuple(s.lora_targets.split(","))
+        self.llm = backbones.add_lora(
+            self.backbone.model, s.lora_r, s.lora_alpha, s.lora_dropout, targets, job.run.seed
+        )
+        self.words = read_words(self.backbone.tokenizer, data, self.genres)
+        self.counts: dict[str, int] = {}
+        self.sources: dict[str, int] = {}
+        self.earlier_seconds = 0.0
+
+    def seed(self, name: str) -> None:
+        from reprokit.training import seed_everything
+
+        seed_everything(self.job.run.seed, name)
+
+    @cached_property
+    def reading(self) -> dict[str, Any]:
+        """What decides how any stage reads."""
+        names = ("llm", "attention", "lora_r", "lora_alpha", "lora_dropout", "lora_targets")
+        return {name: getattr(self.settings, name) for name in (*names, "max_tokens")} | {
+            "dtype": str(self.backbone.model.dtype),  # what "auto" came to here
+            "backbone": self.job.run.backbone,
+            "revision": REVISION,
+        }
+
+    # --- stage 1 ---
+    def stage_one(self) -> str:
+        """Instruction tuning of the adapter; returns the stage's id, "" where there is none."""
+        from reprokit import training
+        from reprokit.alpaca import Examples, catalogue, read_alpaca
+        from reprokit.explainer import Judged, whole_text_loss
+
+        s = self.settings
+        if s.stage1 == "none":
+            return ""
+        pairs = read_alpaca(self.job.data_dir) if s.stage1 == "alpaca" else catalogue(self.data)
+        examples = Examples(self.backbone.tokenizer, pairs, s.max_tokens)
+        self.counts["instructions of stage 1"] = len(examples)
+        self.counts["instructions of stage 1 that are too long"] = len(pairs) - len(examples)
+        held = max(1, len(examples) // 20)
+        order = training.generator(self.job.run.seed, "stage 1").permutation(len(examples))
+        valid, train = order[:held], order[held:]
+        self.seed("stage 1")
+        fitted = training.stage(
+            self.job,
+            self.accelerator,
+            Judged(self.llm, self.words.answers),
+            {"stage": "instructions", "of": s.stage1, "examples": examples.digest, **self.reading},
+            whole_text_loss,
+            lambda index: examples.batch(train[index]),
+            len(train),
+            lambda predict: {
+                "minus loss": -float(predict(lambda at: examples.batch(valid[at]), held).mean())
+            },
+            training.Fit(
+                lr=s.stage1_lr,
+                batch_size=min(s.batch_size, len(train)),
+                max_epochs=s.stage1_epochs,
+                patience=s.stage1_epochs,
+                optimizer="adamw",
+                micro_batch=s.micro_batch,
+                warmup=s.warmup,
+                clip=s.clip,
+                eval_batch=s.eval_batch,
+            ),
+            monitors=("minus loss",),
+            lengths=examples.lengths[train],
+        )
+        self.earlier_seconds += fitted.earlier_seconds
+        return fitted.id
+
+    # --- stage 2 ---
+    @cached_property
+    def train_rows(self) -> np.ndarray:
+        """Training rows that have a history: a fixed random sample, or the first shots of it."""
+        s, data = self.settings, self.data
+        rows = data.rows("train")
+        rows = rows[data.history_end[rows] > data.starts[data.users[rows]]]
+        order = np.random.default_rng([s.list_seed, 7]).permutation(len(rows))
+        if s.shots:  # TALLRec: after a shuffle by the run's seed
+            order = np.random.default_rng([self.job.run.seed, 8]).permutation(len(rows))
+        return rows[np.sort(order[: s.shots or s.train_rows])]
+
+    def stage_two(
+        self,
+        what: Mapping[str, Any],
+        model: Any,
+        loss: Any,
+        prompts: Instructions,
+        batch: Callable[[np.ndarray], dict[str, Any]],
+        valid_score: Callable[[Any, Pairs], np.ndarray],
+        lr: float,
+        lora_lr: float = 0.0,
+    ) -> Fitted:
+        """Recommendation tuning, chosen by the AUC of validation rows."""
+        from reprokit import training
+
+        s, held = self.settings, self.arena.valid
+        self.seed("stage 2")
+        fitted = training.stage(
+            self.job,
+            self.accelerator,
+            model,
+            {**what, **self.reading, "rows": [s.shots, s.train_rows], "valid": s.valid_rows},
+            loss,
+            batch,
+            len(prompts),
+            lambda predict: {"auc": auc(held.labels, valid_score(predict, held.pairs))},
+            training.Fit(
+                lr=lr,
+                lora_lr=lora_lr,
+                batch_size=min(s.batch_size, len(prompts)),
+                max_epochs=s.max_epochs,
+                patience=s.patience,
+                weight_decay=s.weight_decay,
+                optimizer="adamw",
+                epoch_rows=min(s.epoch_rows, len(prompts)),
+                micro_batch=s.micro_batch,
+                warmup=s.warmup,
+                schedule=s.schedule,
+                clip=s.clip,
+                eval_batch=s.eval_batch,
+            ),
+            lengths=prompts.training_lengths,
+        )
+        self.earlier_seconds += fitted.earlier_seconds
+        return fitted
+
+    def note_prompts(self, prompts: Instructions) -> None:
+        """Count what was cut from prompts that are scored or trained on."""
+        for name, value in (("prompts cut", prompts.shortened), ("items cut", prompts.dropped)):
+            self.counts[name] = self.counts.get(name, 0) + value
+
+    # --- explanations ---
+    def explanations(
+        self,
+        model: Any,
+        held: Held,
+        make: Callable[[Pairs], Instructions],
+        scores: np.ndarray,
+        consistency: bool,
+    ) -> dict[str, np.ndarray]:
+        """Generated reasons of a fixed random sample of rated rows, with what they rest on.
+
+        The model explains the answer that it gives itself; the reference explains the person's.
+        """
+        import torch
+
+        from reprokit.explainer import explain, read_again
+        from reprokit.instructions import AGAIN, BECAUSE
+        from reprokit.reasons import evidence, reasons
+
+        s, words, data = self.settings, self.words, self.arena.data
+        count = min(s.explain_rows, len(held.pairs))
+        rng = np.random.default_rng([s.list_seed, 9])
+        chosen = np.sort(rng.choice(len(held.pairs), count, replace=False))
+        pairs = Pairs(held.pairs.rows[chosen], held.pairs.items[chosen])
+        prompts, device = make(pairs), self.accelerator.device
+        begin, cue = self.tokens_of(BECAUSE), self.tokens_of(AGAIN)
+        texts, agree = [], 0
+        model.eval()
+        self.job.progress.start_steps(count)
+        for start in range(0, count, s.eval_batch):
+            index = np.arange(start, min(start + s.eval_batch, count))
+            batch = {name: value.to(device) for name, value in prompts.batch(index).items()}
+            patterns, targets = batch.pop("patterns", None), batch.pop("targets", None)
+            yes = torch.from_numpy(scores[chosen[index]] > 0).to(device)
+            answers = torch.where(yes, words.answers[0], words.answers[1])
+            written = explain(model, batch, answers, begin, words.end, s.explain_tokens)
+            texts += [words.tokenizer.decode(row).strip() for row in written]
+            if consistency:
+                with torch.inference_mode():
+                    beside = model.beside(patterns, targets, batch["histories"])
+                odds = read_again(model, batch, answers, written, begin, words.end, cue, beside)
+                agree += int(((odds > 0) == yes).sum())
+            self.job.progress.step(start + len(index), "explanations")
+        if consistency:
+            self.counts["explanations that lead to the same answer"] = agree
+        found = reasons(data, pairs.rows)
+        rests = [
+            json.dumps(evidence(data, int(row), int(item), text), ensure_ascii=False)
+            for row, item, text in zip(pairs.rows, pairs.items, texts, strict=True)
+        ]
+        return {
+            "explain/users": held.ids["users"][chosen],
+            "explain/items": held.ids["items"][chosen],
+            "explain/titles": np.array([data.titles[item] for item in pairs.items]),
+            "explain/scores": scores[chosen].astype(np.float32),
+            "explain/texts": np.array(texts),
+            "explain/references": np.array([found.texts[at] for at in found.index]),
+            "explain/evidence": np.array(rests),
+        }
+
+    def tokens_of(self, text: str) -> list[int]:
+        at = self.words.number[text]
+        return [
+            int(t) for t in self.words.tokens[self.words.starts[at] : self.words.starts[at + 1]]
+        ]
+
+    # --- what a reader must know ---
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        name = self.settings.llm
+        if "llama-7b" in Path(name.partition("@")[0]).name.lower():
+            return ()
+        kind = {"tiny": "a tiny random Llama", "scratch": "a tiny Llama pretrained on item texts"}
+        return (f"{kind.get(name, name)} in place of LLaMA-7B",)
+
+    def notes(self) -> tuple[str, ...]:
+        notes, dataset, s = [], self.job.run.dataset, self.settings
+        if cut := self.counts.get("prompts cut"):
+            notes.append(
+                f"{cut:,} prompts of {dataset} lost {self.counts['items cut']:,} history items to "
+                f"the limit of {s.max_tokens} tokens"
+            )
+        if self.sources:
+            told = ", ".join(f"{count:,} {name}" for name, count in self.sources.items())
+            notes.append(f"reasons learnt on {dataset}: {told}")
+        return tuple(notes)
+
+    def result(
+        self,
+        score: Callable[[Pairs], np.ndarray],
+        fitted: Fitted,
+        extra: Mapping[str, Any],
+        explain: Callable[[Held], dict[str, np.ndarray]] | None,
+    ) -> Result:
+        """Scores and explanations. The test split is opened here, once, when all is chosen."""
+        chosen = fitted.selection() if fitted.record.epochs else nothing_chosen()
+        self.arena.counts |= self.counts
+        result = self.arena.result(
+            score,
+            {**chosen, **extra},
+            explain=explain,
+            deviations=self.deviations,
+            earlier_seconds=self.earlier_seconds,
+        )
+        return replace(
+            result,
+            metrics={**result.metrics, **examples(result.predictions)},
+            data={**result.data, **self.counts},
+            notes=(*result.notes, *self.notes()),
+        )
+
+
+EXAMPLES = 6
+"""Explanations that stand among a run's metrics, to be read."""
+
+
+def examples(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The first explanations as words, `example/<number>/<what>`; none where none were made."""
+    found: dict[str, Any] = {}
+    if "explain/texts" not in columns:
+        return found
+    for at in range(min(EXAMPLES, len(columns["explain/texts"]))):
+        rests = json.loads(str(columns["explain/evidence"][at]))
+        told = [f"{name}: {', '.join(values)}" for name, values in rests.items() if values]
+        found |= {
+            f"example/{at + 1}/item": str(columns["explain/titles"][at]),
+            f"example/{at + 1}/score": f"{float(columns['explain/scores'][at]):+.2f}",
+            f"example/{at + 1}/text": str(columns["explain/texts"][at]) or "(nothing)",
+            f"example/{at + 1}/reference": str(columns["explain/references"][at]),
+            f"example/{at + 1}/evidence": "; ".join(told) or "nothing of the item",
+        }
+    return found
+
+
+def source_genres(data: Feedback) -> dict[str, str]:
+    """Which genre of the trained domain stands for each genre of another one."""
+    from reprokit.splitting import genre_map
+
+    return genre_map(data) if data.domain.any() else {}
+
+
+def predicted(model: Any, predict: Any, prompts: Instructions) -> np.ndarray:
+    """Scores of all prompts; equal prefixes are read once."""
+    from reprokit.bench import scored
+
+    return scored(model, predict, prompts)
+
+
+# --- TALLRec ------------------------------------------------------------------------------------
+def run_tallrec(job: Job) -> Result:
+    """TALLRec: titles that were liked and disliked, the adapter alone, K rows or all."""
+    import torch
+
+    from reprokit.explainer import whole_text_loss
+    from reprokit.prompting import TextModel, answer_loss
+
+    bench, s = Bench(job), job.run.settings
+    first = bench.stage_one()
+    model = TextModel(bench.llm, bench.words.answers)
+    rows = bench.train_rows
+    labels = bench.data.labels[rows]
+
+    def asked(pairs: Pairs) -> Instructions:
+        return instructions(bench, pairs.rows, pairs.items)
+
+    prompts = instructions(bench, rows, bench.data.items[rows], labels=labels)
+    bench.note_prompts(prompts)
+    held = torch.from_numpy(labels)
+
+    def whole(index: np.ndarray) -> dict[str, Any]:
+        found = prompts.training_batch(index)
+        return {"ids": found["ids"], "end": found["end"], "first": torch.ones_like(found["end"])}
+
+    def answer(index: np.ndarray) -> dict[str, Any]:
+        return {**prompts.batch(index), "labels": held[index]}
+
+    fitted = bench.stage_two(
+        {"stage": "tallrec", "loss": s.loss, "history": s.history, "first": first},
+        model,
+        whole_text_loss if s.loss == "whole" else answer_loss,
+        prompts,
+        whole if s.loss == "whole" else answer,
+        lambda predict, pairs: predicted(model, predict, asked(pairs)),
+        s.lr,
+    )
+
+    def score(pairs: Pairs) -> np.ndarray:
+        return predicted(model, fitted.predict, asked(pairs))
+
+    def explain(held_out: Held) -> dict[str, np.ndarray]:
+        scores = score(held_out.pairs)
+        return bench.explanations(model, held_out, asked, scores, consistency=False)
+
+    return bench.result(score, fitted, {}, explain if s.explain_rows else None)
+
+
+def instructions(bench: Bench, rows: np.ndarray, items: np.ndarray, **more: Any) -> Instructions:
+    from reprokit.instructions import Instructions
+
+    s = bench.settings
+    return Instructions(bench.words, bench.data, rows, items, s.history, limit=s.max_tokens, **more)
+
+
+# --- ExplainRec ---------------------------------------------------------------------------------
+class Explaining:
+    """A run of ExplainRec: its parts, made once, and how pairs are scored with them."""
+
+    def __init__(self, job: Job) -> None:
+        from reprokit.patterns import KnowledgeBase
+
+        self.bench = Bench(job)
+        self.settings: ExplainRecSettings = job.run.settings
+        s, bench = self.settings, self.bench
+        self.data = bench.data
+        self.knowledge = None
+        if s.knowledge:
+            self.knowledge = KnowledgeBase(
+                self.data, smoothing=s.smoothing, source_genres=bench.genres
+            )
+        self.features: dict[str, np.ndarray] = {}
+        if s.multimodal:
+            self.features["text"] = bench.arena.text_vectors(s.text_encoder)
+            if bench.arena.has_pictures:
+                self.features["visual"] = bench.arena.image_vectors(s.image_encoder)
+            else:
+                bench.arena.note(f"{self.data.name} has no pictures here: fused from texts alone")
+
+    def model(self) -> ExplainRec:
+        from reprokit.explainer import ExplainRec
+
+        s, bench = self.settings, self.bench
+        bench.seed("model")
+        return ExplainRec(
+            bench.llm,
+            bench.words.answers,
+            bench.words.again,
+            self.features,
+            s.dim,
+            len(self.knowledge.names) if self.knowledge else 0,
+            (s.alpha, s.beta, s.gamma),
+            s.attribution,
+            s.tasks,
+            s.eta,
+            s.direction,
+        )
+
+    def prompts(
+        self,
+        rows: np.ndarray,
+        items: np.ndarray,
+        labels: np.ndarray | None = None,
+        free: np.ndarray | None = None,
+    ) -> Instructions:
+        """Instructions with the knowledge base's patterns of each pair."""
+        s = self.settings
+        found = instructions(
+            self.bench,
+            rows,
+            items,
+            context=s.context,
+            reasons=s.attribution,
+            slots=s.multimodal,
+            free=free,
+            labels=labels,
+        )
+        width = len(self.knowledge.names) if self.knowledge else 0
+        empty = np.zeros((len(rows), width), np.float32)
+        found.patterns = self.knowledge.patterns(rows, items) if self.knowledge else empty
+        return found
+
+    def asked(self, pairs: Pairs) -> Instructions:
+        """Pairs to be scored; those of another domain in the words that domains share."""
+        cross = self.data.group[pairs.rows] == GROUPS.index("cross")
+        return self.prompts(pairs.rows, pairs.items, free=cross & self.settings.tasks)
+
+    def train(self, model: ExplainRec, first: str) -> Fitted:
+        import torch
+
+        from reprokit.explainer import multi_task_loss
+
+        s, bench, data = self.settings, self.bench, self.data
+        rows = bench.train_rows
+        rng = np.random.default_rng([bench.job.run.seed, 10])
+        free = rng.random(len(rows)) < (s.cross_share if s.tasks else 0.0)
+        labels = data.labels[rows]
+        prompts = self.prompts(rows, data.items[rows], labels, free)
+        bench.note_prompts(prompts)
+        if s.attribution:
+            bench.sources = prompts.sources
+        ratings = data.ratings[data.rows("train")]
+        stars = (data.ratings[rows] - ratings.mean()) / max(float(ratings.std()), 1e-6)
+        columns = {
+            "labels": torch.from_numpy(labels),
+            "stars": torch.from_numpy(stars.astype(np.float32)),
+            "patterns": torch.from_numpy(prompts.patterns),
+        }
+        names: tuple[str, ...] = ("without", "alpha", "beta", "gamma", "eta", "direction")
+        names += ("cross_share", "text_encoder", "image_encoder", "dim", "context", "smoothing")
+        return bench.stage_two(
+            {
+                "stage": "explainrec",
+                **{name: getattr(s, name) for name in (*names, "history")},
+                "first": first,
+            },
+            model,
+            multi_task_loss,
+            prompts,
+            lambda index: {
+                **prompts.training_batch(index),
+                **{name: column[index] for name, column in columns.items()},
+            },
+            lambda predict, pairs: predicted(model, predict, self.asked(pairs)),
+            s.fusion_lr,
+            s.lr,
+        )
+
+    # --- equation 6 ---
+    def supports(self, pairs: Pairs) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """(key of each pair, the support events of each key): an item's where the item is new, else
+        its user's; at most `support`, the latest of a user, the earliest of an item."""
+        s, data = self.settings, self.data
+        new_item = data.group[pairs.rows] == GROUPS.index("new_items")
+        users = data.users[pairs.rows].astype(np.int64)
+        keys = np.where(new_item, -pairs.items, users)
+        found: dict[int, np.ndarray] = {}
+        unique, first = np.unique(keys, return_index=True)
+        train = data.rows("train")
+        wanted = np.isin(data.items[train], -unique[unique < 0])
+        by_item = train[wanted][np.argsort(data.items[train[wanted]], kind="stable")]
+        sorted_items = data.items[by_item]
+        for key, at in zip(unique.tolist(), first.tolist(), strict=True):
+            if key < 0:
+                low, high = np.searchsorted(sorted_items, [-key, -key + 1])
+                events = by_item[low:high]
+                found[key] = events[np.argsort(data.times[events], kind="stable")][: s.support]
+            else:
+                events = data.histories(pairs.rows[at : at + 1], s.support)[0]
+                found[key] = events[events >= 0]
+        return keys, found
+
+    def adapted_scores(
+        self, model: ExplainRec, pairs: Pairs, rate: float
+    ) -> tuple[np.ndarray, int]:
+        """Scores after one gradient step on each pair's support set: (N,), and how many supports
+        are empty, whose pairs are scored as they are."""
+        import torch
+        import torch.nn.functional as F
+
+        from reprokit.explainer import adapted
+
+        device = self.bench.accelerator.device
+        keys, supports = self.supports(pairs)
+        parameters = self.adaptable(model)
+        scores, without = np.empty(len(pairs), np.float32), 0
+        model.eval()
+        done = 0
+        self.bench.job.progress.start_steps(len(pairs))
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]])
+        for mine in np.split(order, starts[1:]):
+            events = supports[int(keys[mine[0]])]
+            chosen = self.asked(Pairs(pairs.rows[mine], pairs.items[mine]))
+            if not len(events):
+                without += 1
+                scores[mine] = self.ask(model, chosen)
+            else:
+                batch = self.prompts(events, self.data.items[events]).batch(np.arange(len(events)))
+                odds = model.score(**{name: part.to(device) for name, part in batch.items()})
+                labels = torch.from_numpy(self.data.labels[events]).to(odds)
+                loss = F.binary_cross_entropy_with_logits(odds, labels)
+                with adapted(parameters, loss, rate):
+                    scores[mine] = self.ask(model, chosen)
+            done += len(mine)
+            self.bench.job.progress.step(done, "adapted")
+        return scores, without
+
+    def adaptable(self, model: ExplainRec) -> list[Any]:
+        if self.settings.adapt == "lora":
+            return model.adapter()
+        return [
+            parameter
+            for name, parameter in model.named_parameters()
+            if not name.startswith(("llm.", "rating."))
+        ]
+
+    def ask(self, model: ExplainRec, prompts: Instructions) -> np.ndarray:
+        """Scores of prompts as the model stands now, in this process alone."""
+        import torch
+
+        device, found = self.bench.accelerator.device, []
+        with torch.inference_mode():
+            for start in range(0, len(prompts), self.settings.eval_batch):
+                index = np.arange(start, min(start + self.settings.eval_batch, len(prompts)))
+                batch = prompts.batch(index, share=True)
+                odds = model.score(**{name: part.to(device) for name, part in batch.items()})
+                found.append(odds.float().cpu().numpy())
+        return np.concatenate(found)
+
+    def choose_rate(self, model: ExplainRec) -> tuple[float, list[dict[str, float]]]:
+        """The step size of equation 6 with the best validation AUC, and all that were tried."""
+        s, held = self.settings, self.bench.arena.valid
+        at = np.arange(len(held.pairs))
+        if s.adapt_rows < len(at):
+            rng = np.random.default_rng([s.list_seed, 11])
+            at = np.sort(rng.choice(at, s.adapt_rows, replace=False))
+        pairs = Pairs(held.pairs.rows[at], held.pairs.items[at])
+        tried = []
+        for rate in rates(s):
+            scores = self.adapted_scores(model, pairs, rate)[0] if rate else None
+            if scores is None:
+                scores = self.ask(model, self.asked(pairs))
+            tried.append({"step size": rate, "valid auc": auc(held.labels[at], scores)})
+        return max(tried, key=lambda one: one["valid auc"])["step size"], tried
+
+
+def run_explainrec(job: Job) -> Result:
+    """ExplainRec, or what is left of it without one of its parts."""
+    run = Explaining(job)
+    s, bench = run.settings, run.bench
+    first = bench.stage_one()
+    model = run.model()
+    fitted = run.train(model, first)
+    extra: dict[str, Any] = {}
+    rate = 0.0
+    if s.knowledge and run.data.is_cold:
+        rate, tried = run.choose_rate(model)
+        extra = {"step size of equation 6": rate, "tried": tried}
+
+    def score(pairs: Pairs) -> np.ndarray:
+        if not rate:
+            return predicted(model, fitted.predict, run.asked(pairs))
+        found, without = run.adapted_scores(model, pairs, rate)
+        bench.counts["users or items without a support event"] = without
+        return found
+
+    def explain(held: Held) -> dict[str, np.ndarray]:
+        return bench.explanations(model, held, run.asked, score(held.pairs), s.attribution)
+
+    if s.tasks:
+        names = ("preference", "explanation", "rating", "cross-domain")
+        values = model.task_weights.tolist()
+        extra["task weights"] = dict(zip(names, [round(v, 4) for v in values], strict=True))
+    explaining = s.explain_rows and not run.data.is_cold
+    return bench.result(score, fitted, extra, explain if explaining else None)
