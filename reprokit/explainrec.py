@@ -91,7 +91,7 @@ OWN: dict[str, Any] = {
     "lora_r": 16,
     "lora_dropout": 0.0,
     "lora_targets": OWN_LAYERS,
-    "batch_size": 64,
+    "batch_size": 8,
     "micro_batch": 0,
     "eval_batch": 256,
     "warmup": 10,
@@ -101,23 +101,26 @@ DEMO = {
     "llm": "tiny",
     "stage1": "catalogue",
     "stage1_epochs": 1,
-    "history": 4,
-    "train_rows": 4000,
-    "epoch_rows": 2000,
-    "max_epochs": 6,
-    "patience": 3,
-    "explain_rows": 100,
+    "history": 2,
+    "train_rows": 3000,
+    "epoch_rows": 800,
+    "min_epochs": 3,
+    "max_epochs": 3,
+    "explain_rows": 60,
     "explain_tokens": 16,
 }
 SMALL = {
     **SAMPLES["small"],
     "llm": "HuggingFaceTB/SmolLM2-135M",
     "stage1": "catalogue",
+    "stage1_epochs": 1,
     "lr": 1e-3,
     "stage1_lr": 1e-3,
     "batch_size": 32,
+    "history": 4,
     "train_rows": 20_000,
-    "epoch_rows": 4000,
+    "epoch_rows": 2000,
+    "min_epochs": 3,
     "max_epochs": 5,
     "patience": 2,
     "eval_batch": 128,
@@ -127,7 +130,7 @@ SMALL = {
 def tuned(settings: type, execute: Any, **more: Mapping[str, Any]) -> System:
     """A row with a tuned language model; `more` adds to the presets."""
     reads = settings is ExplainRecSettings
-    own = {**OWN, "fusion_lr": 5e-3} if reads else OWN
+    own = {**OWN, "fusion_lr": 1e-2} if reads else OWN
     return System(
         settings,
         execute,
@@ -265,7 +268,12 @@ COLD_ROWS = (
     Row("ExplainRec", "explainrec"),
 )
 OWN_COLD = (
-    Row("ExplainRec w/o Zero-shot Transfer", "explainrec", {"without": "zero-shot"}),
+    Row(
+        "ExplainRec w/o Zero-shot Transfer",
+        "explainrec",
+        {"without": "zero-shot"},
+        columns=("New Users AUC", "New Items AUC"),
+    ),
     Row("MMGCN", "mmgcn"),
     Row("LATTICE", "lattice"),
     Row("Popularity", "popularity"),

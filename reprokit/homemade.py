@@ -70,9 +70,9 @@ RECIPES = {
     TINY: Recipe(64, 2, 4, 172, steps=0, init_std=0.15),
     SCRATCH: Recipe(128, 2, 4, 344, steps=200),
 }
-T5 = Recipe(64, 2, 4, 128, steps=0, init_std=0.2)
-"""Of the tiny T5: as many layers again in its decoder. Vectors of tokens start smaller than T5's
-own, which have a spread of 1: an id that comes a few dozen times could not move those."""
+T5 = Recipe(64, 2, 4, 128, steps=0, init_std=2.0)
+"""Of the tiny T5: as many layers again in its decoder, and no dropout. `init_std` is that of the
+token vectors: where they are small, what random layers add to them drowns which id was read."""
 
 
 def silent(_: str) -> None:
@@ -116,18 +116,24 @@ def prepare(
 
 
 def prepare_t5(
-    name: str, texts: Sequence[str], frame: Sequence[str], folder: Path, seed: int = 0
+    name: str,
+    texts: Sequence[str],
+    frame: Sequence[str],
+    folder: Path,
+    seed: int = 0,
+    wholes: Sequence[str] = (),
 ) -> tuple[str, dict[str, float]]:
     """The same for an encoder-decoder: `tiny` is a T5 with random weights.
 
     Its tokenizer knows words by the space before them, and is made of the texts and of the frame.
+    `wholes` are words that become one token each.
     """
     if name != TINY:
         return name, {}
     distinct = sorted(set(texts))
-    key = digest(["t5", REVISION, asdict(T5), distinct, list(frame), seed])[:16]
+    key = digest(["t5", REVISION, asdict(T5), distinct, list(frame), sorted(wholes), seed])[:16]
     target = Path(folder) / "models" / f"t5-{name}-{key}"
-    return made(target, T5, lambda: build_t5(distinct, frame, seed))
+    return made(target, T5, lambda: build_t5(distinct, frame, wholes, seed))
 
 
 def made(
@@ -271,15 +277,18 @@ def train_bpe(
 
 
 def build_t5(
-    texts: Sequence[str], frame: Sequence[str], seed: int
+    texts: Sequence[str], frame: Sequence[str], wholes: Sequence[str], seed: int
 ) -> tuple[Any, Any, dict[str, float]]:
     """(model, tokenizer, facts) of the tiny T5; special tokens as T5 numbers them."""
     torchvision_fault()
-    from tokenizers import processors
+    from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
     special = ["<pad>", "</s>", "<unk>"]
     inner = train_bpe(T5, [*texts, *list(frame) * 200], special, prefix=True)
+    inner.add_tokens(
+        [AddedToken(w, single_word=True, lstrip=True, normalized=False) for w in sorted(wholes)]
+    )
     inner.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
@@ -298,13 +307,14 @@ def build_t5(
         d_ff=T5.intermediate,
         num_layers=T5.layers,
         num_heads=T5.heads,
+        dropout_rate=0.0,
         pad_token_id=0,
         eos_token_id=1,
         decoder_start_token_id=0,
     )
     with seeded(seed):
         model: Any = T5ForConditionalGeneration(config).float().eval()
-    model.shared.weight.data *= T5.init_std
+    model.shared.weight.data *= T5.init_std  # T5 draws them from N(0, 1)
     parameters = sum(p.numel() for p in model.parameters())
     return model, tokenizer, {"parameters": parameters, "vocabulary": len(tokenizer)}
 

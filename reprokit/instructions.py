@@ -163,6 +163,7 @@ class Instructions(Pieces):
         free: (R,) bool, which rows are domain-free; None: none.
         limit: most tokens of a prompt. Longer ones lose their oldest items, liked and disliked
             alike, never the target: `shortened` and `dropped` count them.
+        facts: most attributes in a reason.
         labels: (R,) for training: the answers, which are followed by the row's own reason where
             `reasons` is on. None: to be asked.
 
@@ -184,13 +185,14 @@ class Instructions(Pieces):
         slots: bool = False,
         free: np.ndarray | None = None,
         limit: int = 512,
+        facts: int = 3,
         labels: np.ndarray | None = None,
     ) -> None:
         self.words, self.data, self.tokenizer = words, data, words.tokenizer
         self.rows, self.targets, self.labels = rows, items.astype(np.int64), labels
         self.users = data.users[rows].astype(np.int64)
         self.free = np.zeros(len(rows), bool) if free is None else free
-        self.with_reasons, self.with_slots = reasons, slots
+        self.with_reasons, self.with_slots, self.facts = reasons, slots, facts
         events = [data.histories(rows, history, label) for label in (1, 0)]  # (R, K) each
         recent = [data.histories(rows, context or history, label) for label in (1, 0)]
         self.recent = np.concatenate([data.items_at(part) for part in recent], axis=1)
@@ -210,7 +212,7 @@ class Instructions(Pieces):
         if self.with_reasons:
             asked = np.unique(np.concatenate([*(part.ravel() for part in events), own]))
             asked = asked[asked >= 0]
-            found = reasons(self.data, asked)
+            found = reasons(self.data, asked, facts=self.facts)
             ids = encode_inside(self.tokenizer, [f" {text}" for text in found.texts])
             counts = np.array([len(part) for part in ids], np.int64)
             first = len(starts) - 1

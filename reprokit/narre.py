@@ -30,7 +30,6 @@ D7  The paper rates items. A rating is the score that ranks them here.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -42,7 +41,16 @@ import numpy as np
 from reprokit.click import check
 from reprokit.feedback import Feedback
 from reprokit.lexicon import tokens
-from reprokit.recommending import SAMPLES, Arena, Held, Pairs, Score, TasteSettings
+from reprokit.recommending import (
+    SAMPLES,
+    Arena,
+    Held,
+    Pairs,
+    Score,
+    TasteSettings,
+    to_explain,
+    told,
+)
 from reprokit.runs import Estimate, Job, Result, System, Unavailable, setting
 
 if TYPE_CHECKING:
@@ -497,13 +505,10 @@ def explanations(arena: Arena, model: Any, texts: Texts, held: Held) -> dict[str
     """
     import torch
 
-    from reprokit.reasons import attribute_words, evidence, reasons, top_sentence
+    from reprokit.reasons import attribute_words, top_sentence
 
     s, data = arena.job.run.settings, arena.data
-    # The draw of the tuned systems that explain: the human study needs the same pairs of all.
-    rng = np.random.default_rng([s.list_seed, 9])
-    count = min(s.explain_rows, len(held.pairs))
-    rows = held.pairs.rows[np.sort(rng.choice(len(held.pairs), count, replace=False))]
+    rows = held.pairs.rows[to_explain(held, s.explain_rows, s.list_seed)]
     items = data.items[rows].astype(np.int64)
     model.eval()
     device = model.last.device
@@ -518,22 +523,9 @@ def explanations(arena: Arena, model: Any, texts: Texts, held: Held) -> dict[str
     said = [
         top_sentence(text, words[item]) for text, item in zip(reviews, items.tolist(), strict=True)
     ]
-    rests_on = []
-    for row, item, text, by in zip(rows, items, said, texts.users[numbers], strict=True):
-        found = evidence(data, int(row), int(item), text) | {"reviewer": data.user_ids[by]}
-        rests_on.append(json.dumps(found, ensure_ascii=False))
     arena.counts["explained pairs whose item has no review"] = int((numbers == 0).sum())
-    reference = reasons(data, rows)
-    columns = {
-        "users": np.array(data.user_ids)[data.users[rows]],
-        "items": np.array(data.item_ids)[items],
-        "titles": np.array(data.titles)[items],
-        "scores": scores,
-        "texts": np.array(said),
-        "references": np.array(reference.texts)[reference.index],
-        "evidence": np.array(rests_on),
-    }
-    return {f"explain/{name}": column for name, column in columns.items()}
+    reviewers = [{"reviewer": data.user_ids[by]} for by in texts.users[numbers].tolist()]
+    return told(arena, Pairs(rows, items), scores, said, reviewers)
 
 
 # --- estimates: upper bounds on two CPU cores, from runs on one such machine --------------------
@@ -556,7 +548,7 @@ SYSTEM = System(
     run_narre,
     estimate_narre,
     presets={
-        "demo": {**SAMPLES["demo"], **DEMO, "explain_rows": 100},
+        "demo": {**SAMPLES["demo"], **DEMO, "explain_rows": 60},
         "small": {**SAMPLES["small"], **SMALL},
     },
     reasons={"demo": "small, for seconds on a laptop", "small": "for a laptop"},

@@ -155,7 +155,9 @@ def run_p5(job: Job) -> Result:
     data = arena.sealed
     accelerator = training.make_accelerator()
     with accelerator.main_process_first():
-        source, _ = prepare_t5(s.t5, own_texts(data, s), own_frame(data), job.folder)
+        source, _ = prepare_t5(
+            s.t5, own_texts(data, s), own_frame(data), job.folder, wholes=own_ids(data)
+        )
         t5, tokenizer, _ = load_t5(s.t5, source)
     prompts = Prompts(data, tokenizer, draw(data, s, seed), s, seed)
     training.seed_everything(seed, "p5")
@@ -244,8 +246,14 @@ def explanations(
 def own_texts(data: Feedback, s: P5Settings) -> list[str]:
     """What the tokenizer of a T5 of our own is made of: titles, genres and numbered ids."""
     genres = {genre for genres in data.genres for genre in genres}
-    ids = [f"{kind}_{number}" for kind in ("item", "user") for number in range(1000)]
-    return [*filter(None, titles_of(data, s)), *genres, *ids]
+    return [*filter(None, titles_of(data, s)), *genres, *own_ids(data)]
+
+
+def own_ids(data: Feedback) -> list[str]:
+    """The same: ids that are one token each. To a T5 as small as that a number which a user and an
+    item share in pieces says nothing about either; ids above 1,000 are in pieces here as well."""
+    sizes = {"item": data.n_items, "user": data.n_users}
+    return [f"{kind}_{n}" for kind, size in sizes.items() for n in range(1, min(size, 1001))]
 
 
 def own_frame(data: Feedback) -> list[str]:
@@ -282,20 +290,19 @@ def estimate_p5(settings: Any, sizes: Mapping[str, int]) -> Estimate:
     work = 2 * weights * tokens * (3 * heavy * rows + pairs)
     overhead = 3e-4 * rows + 5e-4 * pairs  # of what is not arithmetic
     batch = (s.micro_batch or s.batch_size) * (listed if "list" in shares else tokens)
-    memory = 1e9 + 16 * weights + 3e3 * batch * weights**0.5
+    memory = 1e9 + 16 * weights + 150 * batch * weights**0.5
     return Estimate(20 + work / rate + overhead, memory, 12 * weights)
 
 
 REASONS = {
-    "demo": "a tiny T5 of our own takes larger and smaller-batched steps, for a laptop",
+    "demo": "a tiny T5 of our own takes larger and more steps, for a laptop",
     "small": "as the demo's, for an hour on a CPU",
 }
 TINY = {
     "t5": "tiny",
     "families": "rating=1,sequential=0.2,direct=1,list=0.003,explanation=0.5,review=0.5",
     "lr": 2e-3,
-    "word_std": 0.1,
-    "batch_size": 16,
+    "batch_size": 32,
     "micro_batch": 0,
     "explain_rows": 100,
 }

@@ -135,6 +135,7 @@ def taste_world(seed: int = 0) -> Config:
         n_films=200,
         n_books=150,
         events_per_user=45,
+        style=1.8,  # what only pictures show counts as much as what texts say
         review_share=0.99,  # in Amazon's files nearly every rating has a text
     )
 

@@ -28,7 +28,7 @@ from reprokit.runs import RequestError
 
 SOURCES = ("review", "template", "plain")
 MOST = 3
-"""Attributes in a template, and items in `evidence`."""
+"""Items in `evidence`."""
 CELLS = 1 << 22
 """Entries of the table that `shared` looks attributes up in: it stays in the processor's cache."""
 
@@ -52,6 +52,7 @@ def reasons(
     items: np.ndarray | None = None,
     max_words: int = 20,
     history: int = 20,
+    facts: int = 3,
 ) -> Reasons:
     """Why the users of some rows like or dislike an item: its label says which.
 
@@ -61,11 +62,14 @@ def reasons(
             none is read then.
         max_words: of a review's sentence; a longer one ends at that word.
         history: so many liked, or disliked, events before the row are compared with the item.
+        facts: most attributes in a template.
 
     Raises ValueError where a row's label is sealed, RequestError where a number is not positive.
     """
-    if max_words < 1 or history < 1:
-        raise RequestError(f"max_words {max_words} and history {history} must be positive")
+    if min(max_words, history, facts) < 1:
+        raise RequestError(
+            f"max_words {max_words}, history {history} and facts {facts} must be positive"
+        )
     rows = np.asarray(rows, np.int64)
     labels = data.labels[rows]
     if (labels < 0).any():
@@ -80,7 +84,7 @@ def reasons(
     for at, text in spoken.items():
         index[at] = places.setdefault(text, len(places))
     silent = np.setdiff1d(np.arange(len(rows)), np.fromiter(spoken, np.int64, len(spoken)))
-    texts, which, plain = templates(data, rows[silent], asked[silent], history)
+    texts, which, plain = templates(data, rows[silent], asked[silent], history, facts)
     numbers = np.array([places.setdefault(text, len(places)) for text in texts], np.int64)
     index[silent], source[silent] = numbers[which], 1 + plain
     found = np.bincount(source, minlength=len(SOURCES))
@@ -191,16 +195,16 @@ def attributes_of(data: Feedback) -> Attributes:
 
 
 def templates(
-    data: Feedback, rows: np.ndarray, items: np.ndarray, history: int
+    data: Feedback, rows: np.ndarray, items: np.ndarray, history: int, facts: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Reasons from attributes: (distinct texts, (N,) which of them, (N,) whether it is plain)."""
     attributes = attributes_of(data)
     labels = data.labels[rows]
-    keys = np.zeros((len(rows), MOST + 2), np.int64)  # label, main genre where plain, attributes
+    keys = np.zeros((len(rows), facts + 2), np.int64)  # label, main genre where plain, attributes
     keys[:, 0] = labels
     for label in (0, 1):
         at = np.flatnonzero(labels == label)
-        keys[at, 2:] = shared(data, rows[at], items[at], label, history)
+        keys[at, 2:] = shared(data, rows[at], items[at], label, history, facts)
     plain = keys[:, 2] == 0
     keys[plain, 1] = attributes.main[items[plain]]
     distinct, which = np.unique(keys, axis=0, return_inverse=True)
@@ -217,16 +221,16 @@ def templates(
 
 
 def shared(
-    data: Feedback, rows: np.ndarray, items: np.ndarray, label: int, history: int
+    data: Feedback, rows: np.ndarray, items: np.ndarray, label: int, history: int, facts: int
 ) -> np.ndarray:
     """The attributes that items share most often with events of a label before the rows.
 
-    Returns (N, 3) attribute numbers, the most often shared first, those shared equally often in the
-    order of the item's; 0 where there are no more.
+    Returns (N, facts) attribute numbers, the most often shared first, those shared equally often
+    in the order of the item's; 0 where there are no more.
     """
     attributes = attributes_of(data)
     of_item, width = attributes.of_item, attributes.of_item.shape[1]
-    found = np.zeros((len(rows), MOST), np.int64)
+    found = np.zeros((len(rows), facts), np.int64)
     size = int(np.clip(CELLS // len(attributes.names), 1, 4096))
     # Of a row of the block and an attribute: 1 + its place in the item's list, 0 where not there.
     places = np.zeros((size, len(attributes.names)), np.int16)
@@ -241,7 +245,7 @@ def shared(
         codes = own * (width + 1) + hits
         times = np.bincount(codes.ravel(), minlength=len(near) * (width + 1))
         times = times.reshape(len(near), width + 1)[:, 1:]  # (B, A)
-        order = np.argsort(-times, axis=1, kind="stable")[:, :MOST]
+        order = np.argsort(-times, axis=1, kind="stable")[:, :facts]
         best = np.where(np.take_along_axis(times, order, 1), np.take_along_axis(near, order, 1), 0)
         found[some, : best.shape[1]] = best
         places[own, near] = 0

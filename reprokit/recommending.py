@@ -16,10 +16,11 @@ Metrics, from 0 to 1, as `<split>/<name>`:
 
 from __future__ import annotations
 
+import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,16 +59,26 @@ class TasteSettings:
     )
     valid_lists: int = setting(1_000, "ours; liked validation rows that choose by rank; 0: all")
     negatives: int = setting(99, "open in the paper; unrated items beside the liked one")
+    reason_facts: int = setting(
+        3, "ours; most attributes that a reference reason names, where no review gives it"
+    )
     list_seed: int = setting(2511, "ours; of the rows and of the unrated items, for all seeds")
 
     def __post_init__(self) -> None:
         for name in ("rated_rows", "rank_rows", "valid_rows", "valid_lists", "list_seed"):
             check(name, getattr(self, name), getattr(self, name) >= 0)
-        check("negatives", self.negatives, self.negatives > 0)
+        for name in ("negatives", "reason_facts"):
+            check(name, getattr(self, name), getattr(self, name) > 0)
 
 
 SAMPLES: Mapping[str, Mapping[str, int]] = {
-    "demo": {"rated_rows": 600, "rank_rows": 150, "valid_rows": 300, "valid_lists": 60},
+    "demo": {
+        "rated_rows": 600,
+        "rank_rows": 100,
+        "valid_rows": 300,
+        "valid_lists": 150,
+        "reason_facts": 2,
+    },
     "small": {"rated_rows": 2_000, "rank_rows": 300, "valid_rows": 1_000, "valid_lists": 200},
 }
 """By preset, what every system of the paper scores."""
@@ -403,6 +414,7 @@ class Arena:
         *,
         full: Full | None = None,
         explain: Explain | None = None,
+        valid_lists: bool = True,
         notes: tuple[str, ...] = (),
         deviations: tuple[str, ...] = (),
         earlier_seconds: float = 0.0,
@@ -413,11 +425,13 @@ class Arena:
             full: ranks all items, for systems that can.
             explain: the columns of explanations, `explain/<one of EXPLAINED>`, or what makes them
                 of the test split.
+            valid_lists: whether validation is ranked too, which chose nothing for systems that
+                were chosen by AUC.
         """
         metrics: dict[str, Any] = {}
         predictions: dict[str, np.ndarray] = {}
         for held in (self.valid, self.test):
-            more, columns = scored(held, score)
+            more, columns = scored(held, score, valid_lists or held is self.test)
             metrics |= more
             predictions |= columns
         if full and self.test.lists is not None:
@@ -467,7 +481,9 @@ def rank_metrics(rank: np.ndarray) -> dict[str, float]:
     return {"ndcg@10": ndcg(rank, 10), "hr@10": hit_rate(rank, 10)}
 
 
-def scored(held: Held, score: Score) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def scored(
+    held: Held, score: Score, lists: bool = True
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metrics of a split, and what they can be computed from again."""
     split, scores = held.name, scores_of(score, held.pairs)
     metrics: dict[str, Any] = {f"{split}/rows": len(scores)}
@@ -486,7 +502,7 @@ def scored(held: Held, score: Score) -> tuple[dict[str, Any], dict[str, np.ndarr
         f"{split}/group": held.group,
         f"{split}/scores": scores,
     }
-    if held.lists is not None:
+    if held.lists is not None and lists:
         values, rank = list_ranks(score, held.lists)
         metrics |= {f"{split}/lists": len(rank)}
         metrics |= {f"{split}/{name}": value for name, value in rank_metrics(rank).items()}
@@ -511,6 +527,47 @@ def full_ranks(data: Feedback, full: Full, targets: Pairs) -> np.ndarray:
         scores[np.arange(len(block)), block.items] = own
         found.append(ranks(scores, block.items))
     return np.concatenate(found)
+
+
+def to_explain(held: Held, count: int, seed: int) -> np.ndarray:
+    """Places in `held.pairs` of `count` pairs that are explained, the same for all systems; of
+    another count, one set holds the other. In order."""
+    return np.sort(stream(seed, "explained").permutation(len(held.pairs))[:count])
+
+
+def told(
+    arena: Arena,
+    pairs: Pairs,
+    scores: np.ndarray,
+    texts: Sequence[str],
+    more: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, np.ndarray]:
+    """The columns of explanations: what was said of rated pairs, beside reference reasons and what
+    it rests on.
+
+    Args:
+        arena: whose opened data have the references.
+        scores, texts: (N,) of the pairs.
+        more: (N,) further evidence; empty: none.
+    """
+    from reprokit.reasons import evidence, reasons
+
+    data = arena.data
+    found = reasons(data, pairs.rows, facts=arena.settings.reason_facts)
+    rests = [
+        evidence(data, int(row), int(item), text) | dict(more[at] if len(more) else {})
+        for at, (row, item, text) in enumerate(zip(pairs.rows, pairs.items, texts, strict=True))
+    ]
+    columns = {
+        "users": np.array(data.user_ids)[data.users[pairs.rows]],
+        "items": np.array(data.item_ids)[pairs.items],
+        "titles": np.array([data.titles[item] for item in pairs.items]),
+        "scores": np.asarray(scores, np.float32),
+        "texts": np.array(texts),
+        "references": np.array([found.texts[at] for at in found.index]),
+        "evidence": np.array([json.dumps(one, ensure_ascii=False) for one in rests]),
+    }
+    return {f"explain/{name}": columns[name] for name in EXPLAINED}
 
 
 def explained(columns: Mapping[str, np.ndarray]) -> tuple[float, str]:

@@ -486,7 +486,7 @@ REASONS = {
     "small": "small, for a laptop; no image encoder is at hand without a download",
     **dict.fromkeys(REVIEWS, "the authors' for reviews, which are sparser than films' ratings"),
 }
-DEMO = {**SAMPLES["demo"], "lr": 1e-2, "batch_size": 512, "max_epochs": 30, "patience": 5}
+DEMO = {**SAMPLES["demo"], "lr": 1e-2, "batch_size": 512, "max_epochs": 40, "patience": 8}
 SMALL = {**SAMPLES["small"], "lr": 1e-2, "batch_size": 4096, "max_epochs": 40, "patience": 8}
 TINY = {"text_encoder": "tiny", "image_encoder": "tiny", "images": "if any"}
 LIGHT = {"text_encoder": "minilm", "image_encoder": "tiny", "images": "if any"}

@@ -20,7 +20,7 @@ import numpy as np
 from reprokit.click import check, nothing_chosen
 from reprokit.feedback import GROUPS
 from reprokit.metrics import auc
-from reprokit.recommending import Arena, Held, Pairs, TasteSettings
+from reprokit.recommending import Arena, Held, Pairs, TasteSettings, to_explain, told
 from reprokit.runs import Job, Result, setting
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class TuneSettings(TasteSettings):
     schedule: str = setting("constant", "TALLRec's is linear over 200 epochs, which are not run")
     warmup: int = setting(20, "TALLRec's steps")
     epoch_rows: int = setting(12_800, "open; rows between two validations")
+    min_epochs: int = setting(1, "open; the first epoch that may be chosen")
     max_epochs: int = setting(20, "open; early stopping ends sooner")
     patience: int = setting(3, "open; validations without a better AUC")
     clip: float = setting(1.0, "open; largest gradient norm, 0: none")
@@ -76,10 +77,11 @@ class TuneSettings(TasteSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         natural = ("lora_r", "history", "max_tokens", "batch_size", "eval_batch", "epoch_rows")
-        for name in (*natural, "max_epochs", "patience", "train_rows", "explain_tokens"):
+        for name in (*natural, "min_epochs", "patience", "train_rows", "explain_tokens"):
             check(name, getattr(self, name), getattr(self, name) > 0)
         for name in ("micro_batch", "warmup", "weight_decay", "clip", "shots", "explain_rows"):
             check(name, getattr(self, name), getattr(self, name) >= 0)
+        check("max_epochs", self.max_epochs, self.max_epochs >= self.min_epochs)
         for name in ("lr", "stage1_lr", "stage1_epochs"):
             check(name, getattr(self, name), getattr(self, name) > 0)
         for name, known in (
@@ -302,14 +304,16 @@ class Bench:
         loss: Any,
         prompts: Instructions,
         batch: Callable[[np.ndarray], dict[str, Any]],
-        valid_score: Callable[[Any, Pairs], np.ndarray],
+        valid: Instructions,
         lr: float,
         lora_lr: float = 0.0,
     ) -> Fitted:
-        """Recommendation tuning, chosen by the AUC of validation rows."""
+        """Recommendation tuning, chosen by the AUC of the validation pairs, asked by `valid`."""
         from reprokit import training
+        from reprokit.bench import scored
 
-        s, held = self.settings, self.arena.valid
+        s, labels = self.settings, self.arena.valid.labels
+        self.note_prompts(prompts)
         self.seed("stage 2")
         fitted = training.stage(
             self.job,
@@ -319,11 +323,12 @@ class Bench:
             loss,
             batch,
             len(prompts),
-            lambda predict: {"auc": auc(held.labels, valid_score(predict, held.pairs))},
+            lambda predict: {"auc": auc(labels, scored(model, predict, valid))},
             training.Fit(
                 lr=lr,
                 lora_lr=lora_lr,
                 batch_size=min(s.batch_size, len(prompts)),
+                min_epochs=s.min_epochs if s.min_epochs > 1 else 0,
                 max_epochs=s.max_epochs,
                 patience=s.patience,
                 weight_decay=s.weight_decay,
@@ -351,7 +356,7 @@ class Bench:
         model: Any,
         held: Held,
         make: Callable[[Pairs], Instructions],
-        scores: np.ndarray,
+        score: Callable[[Pairs], np.ndarray],
         consistency: bool,
     ) -> dict[str, np.ndarray]:
         """Generated reasons of a fixed random sample of rated rows, with what they rest on.
@@ -362,13 +367,12 @@ class Bench:
 
         from reprokit.explainer import explain, read_again
         from reprokit.instructions import AGAIN, BECAUSE
-        from reprokit.reasons import evidence, reasons
 
-        s, words, data = self.settings, self.words, self.arena.data
-        count = min(s.explain_rows, len(held.pairs))
-        rng = np.random.default_rng([s.list_seed, 9])
-        chosen = np.sort(rng.choice(len(held.pairs), count, replace=False))
+        s, words = self.settings, self.words
+        chosen = to_explain(held, s.explain_rows, s.list_seed)
+        count = len(chosen)
         pairs = Pairs(held.pairs.rows[chosen], held.pairs.items[chosen])
+        scores = score(pairs)
         prompts, device = make(pairs), self.accelerator.device
         begin, cue = self.tokens_of(BECAUSE), self.tokens_of(AGAIN)
         texts, agree = [], 0
@@ -378,7 +382,7 @@ class Bench:
             index = np.arange(start, min(start + s.eval_batch, count))
             batch = {name: value.to(device) for name, value in prompts.batch(index).items()}
             patterns, targets = batch.pop("patterns", None), batch.pop("targets", None)
-            yes = torch.from_numpy(scores[chosen[index]] > 0).to(device)
+            yes = torch.from_numpy(scores[index] > 0).to(device)
             answers = torch.where(yes, words.answers[0], words.answers[1])
             written = explain(model, batch, answers, begin, words.end, s.explain_tokens)
             texts += [words.tokenizer.decode(row).strip() for row in written]
@@ -390,20 +394,7 @@ class Bench:
             self.job.progress.step(start + len(index), "explanations")
         if consistency:
             self.counts["explanations that lead to the same answer"] = agree
-        found = reasons(data, pairs.rows)
-        rests = [
-            json.dumps(evidence(data, int(row), int(item), text), ensure_ascii=False)
-            for row, item, text in zip(pairs.rows, pairs.items, texts, strict=True)
-        ]
-        return {
-            "explain/users": held.ids["users"][chosen],
-            "explain/items": held.ids["items"][chosen],
-            "explain/titles": np.array([data.titles[item] for item in pairs.items]),
-            "explain/scores": scores[chosen].astype(np.float32),
-            "explain/texts": np.array(texts),
-            "explain/references": np.array([found.texts[at] for at in found.index]),
-            "explain/evidence": np.array(rests),
-        }
+        return told(self.arena, pairs, scores, texts)
 
     def tokens_of(self, text: str) -> list[int]:
         at = self.words.number[text]
@@ -446,6 +437,7 @@ class Bench:
             score,
             {**chosen, **extra},
             explain=explain,
+            valid_lists=False,
             deviations=self.deviations,
             earlier_seconds=self.earlier_seconds,
         )
@@ -486,18 +478,12 @@ def source_genres(data: Feedback) -> dict[str, str]:
     return genre_map(data) if data.domain.any() else {}
 
 
-def predicted(model: Any, predict: Any, prompts: Instructions) -> np.ndarray:
-    """Scores of all prompts; equal prefixes are read once."""
-    from reprokit.bench import scored
-
-    return scored(model, predict, prompts)
-
-
 # --- TALLRec ------------------------------------------------------------------------------------
 def run_tallrec(job: Job) -> Result:
     """TALLRec: titles that were liked and disliked, the adapter alone, K rows or all."""
     import torch
 
+    from reprokit.bench import scored
     from reprokit.explainer import whole_text_loss
     from reprokit.prompting import TextModel, answer_loss
 
@@ -511,7 +497,6 @@ def run_tallrec(job: Job) -> Result:
         return instructions(bench, pairs.rows, pairs.items)
 
     prompts = instructions(bench, rows, bench.data.items[rows], labels=labels)
-    bench.note_prompts(prompts)
     held = torch.from_numpy(labels)
 
     def whole(index: np.ndarray) -> dict[str, Any]:
@@ -527,16 +512,15 @@ def run_tallrec(job: Job) -> Result:
         whole_text_loss if s.loss == "whole" else answer_loss,
         prompts,
         whole if s.loss == "whole" else answer,
-        lambda predict, pairs: predicted(model, predict, asked(pairs)),
+        asked(bench.arena.valid.pairs),
         s.lr,
     )
 
     def score(pairs: Pairs) -> np.ndarray:
-        return predicted(model, fitted.predict, asked(pairs))
+        return scored(model, fitted.predict, asked(pairs))
 
     def explain(held_out: Held) -> dict[str, np.ndarray]:
-        scores = score(held_out.pairs)
-        return bench.explanations(model, held_out, asked, scores, consistency=False)
+        return bench.explanations(model, held_out, asked, score, consistency=False)
 
     return bench.result(score, fitted, {}, explain if s.explain_rows else None)
 
@@ -631,7 +615,6 @@ class Explaining:
         free = rng.random(len(rows)) < (s.cross_share if s.tasks else 0.0)
         labels = data.labels[rows]
         prompts = self.prompts(rows, data.items[rows], labels, free)
-        bench.note_prompts(prompts)
         if s.attribution:
             bench.sources = prompts.sources
         ratings = data.ratings[data.rows("train")]
@@ -646,7 +629,7 @@ class Explaining:
         return bench.stage_two(
             {
                 "stage": "explainrec",
-                **{name: getattr(s, name) for name in (*names, "history")},
+                **{name: getattr(s, name) for name in (*names, "history", "reason_facts")},
                 "first": first,
             },
             model,
@@ -656,7 +639,7 @@ class Explaining:
                 **prompts.training_batch(index),
                 **{name: column[index] for name, column in columns.items()},
             },
-            lambda predict, pairs: predicted(model, predict, self.asked(pairs)),
+            self.asked(bench.arena.valid.pairs),
             s.fusion_lr,
             s.lr,
         )
@@ -762,6 +745,8 @@ class Explaining:
 
 def run_explainrec(job: Job) -> Result:
     """ExplainRec, or what is left of it without one of its parts."""
+    from reprokit.bench import scored
+
     run = Explaining(job)
     s, bench = run.settings, run.bench
     first = bench.stage_one()
@@ -775,13 +760,13 @@ def run_explainrec(job: Job) -> Result:
 
     def score(pairs: Pairs) -> np.ndarray:
         if not rate:
-            return predicted(model, fitted.predict, run.asked(pairs))
+            return scored(model, fitted.predict, run.asked(pairs))
         found, without = run.adapted_scores(model, pairs, rate)
         bench.counts["users or items without a support event"] = without
         return found
 
     def explain(held: Held) -> dict[str, np.ndarray]:
-        return bench.explanations(model, held, run.asked, score(held.pairs), s.attribution)
+        return bench.explanations(model, held, run.asked, score, s.attribution)
 
     if s.tasks:
         names = ("preference", "explanation", "rating", "cross-domain")

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, launch, reprokit
 from PIL import Image
 
-from reprokit import ccf_llm, cli, photos
+from reprokit import ccf_llm, cli, explainrec, photos
 from reprokit.runs import Estimate, Job, RequestError, Result, System, Unavailable, setting
 from reprokit.tables import Column, Row, Table
 
@@ -77,10 +77,16 @@ def test_a_wrong_request_ends_with_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
-def test_a_row_that_is_not_built_ends_with_status_3(tmp_path: Path):
-    done = reprokit("reproduce", "explainrec/table1", "--out", tmp_path)
-    assert done.returncode == 3
-    assert "not built yet" in done.stdout and "exit status 3" in done.stdout
+UNBUILT = (Table("explainrec/table1", "A title"), Table("explainrec/figure2", "A picture"))
+
+
+def test_a_row_that_is_not_built_ends_with_status_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(explainrec, "TABLES", UNBUILT)
+    assert cli.main(["reproduce", "explainrec/table1", "--out", str(tmp_path)]) == 3
+    shown = capsys.readouterr().out
+    assert "not built yet" in shown and "exit status 3" in shown
 
 
 def test_show_prints_the_published_table(capsys: pytest.CaptureFixture[str]):
@@ -90,8 +96,9 @@ def test_show_prints_the_published_table(capsys: pytest.CaptureFixture[str]):
 
 
 def test_show_says_that_of_a_figure_the_paper_prints_a_picture(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr(explainrec, "TABLES", UNBUILT)
     assert cli.main(["show", "explainrec/figure2"]) == 0
     assert "the paper prints a picture and no numbers. Not built yet." in capsys.readouterr().out
 
@@ -343,7 +350,14 @@ def test_two_processes_give_the_scores_of_one_each_row_once_with_one_writer(tmp_
 
 
 def test_under_a_launcher_cells_that_are_not_built_are_not_a_crash(tmp_path: Path):
-    done = launch("-m", "reprokit", "reproduce", "explainrec/table1", "--out", str(tmp_path))
+    script = tmp_path / "unbuilt.py"
+    script.write_text(
+        "from reprokit import cli, explainrec\n"
+        "from reprokit.tables import Table\n"
+        "explainrec.TABLES = (Table('explainrec/table1', 'A title'),)\n"
+        f"raise SystemExit(cli.main(['reproduce', 'explainrec', '--out', {str(tmp_path)!r}]))"
+    )
+    done = launch(str(script))
     assert done.returncode == 0, done.stderr
     assert "not built yet" in done.stdout and "exit status 3" in done.stdout
 

@@ -265,6 +265,18 @@ def test_a_prompt_that_is_too_long_is_refused_in_one_line(checkpoint: str):
     assert "\n" not in str(caught.value)
 
 
+def test_an_id_that_is_one_token_ends_where_the_id_ends(folder: Path):
+    source, _ = homemade.prepare_t5(
+        "tiny", ["Alien", "Heat"], ["Will like"], folder, wholes=["item_1", "item_12", "user_3"]
+    )
+    _, tokenizer, _ = load_t5("tiny", source)
+    text = "Will user_3 like item_12 item_1 item_123"
+    words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in text.split()]
+    assert [len(words[at]) for at in (1, 3, 4)] == [1, 1, 1] and len(words[5]) > 1
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert whole == [token for word in words for token in word]
+
+
 def test_slots_and_words_of_templates_stand_apart():
     for templates in TEMPLATES.values():
         for template in templates:
@@ -428,9 +440,8 @@ def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 20.0)
         **{
             "unseen": 0.0,
             "lr": 3e-3,
-            "word_std": 0.1,
             "batch_size": 16,
-            "epoch_rows": 480,
+            "epoch_rows": 256,
             "max_epochs": 2,
         },
     )

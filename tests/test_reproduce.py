@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from reprokit import ccf_llm, cli, provenance, reproduce
+from reprokit import ccf_llm, cli, explainrec, provenance, reproduce
 from reprokit.click import REUSED
 from reprokit.data import Source
 from reprokit.datasets import DataError
@@ -443,7 +443,11 @@ def test_relaimpr_and_best_of_rows_are_made_from_other_rows(
     assert found["CoLLM (Best)", "MovieLens-1M AUC"]["verdict"] == "not comparable"
 
 
-def test_rows_that_are_not_built_are_listed_and_never_invented(tmp_path: Path):
+def test_rows_that_are_not_built_are_listed_and_never_invented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    unbuilt = Table("explainrec/table3", "A title"), Table("explainrec/figure2", "A picture")
+    monkeypatch.setattr(explainrec, "TABLES", unbuilt)
     outcome, status = make(request(tmp_path, "explainrec/table3", "explainrec/figure2"))
     assert (outcome.executed, status) == (0, INCOMPLETE)
     with (tmp_path / "demo/explainrec/table3.csv").open() as file:
