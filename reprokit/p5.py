@@ -32,7 +32,6 @@ Importing this module loads no torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ import numpy as np
 from reprokit.click import check
 from reprokit.feedback import Feedback
 from reprokit.p5_prompts import ANSWERS, FAMILIES, Prompts, draw, fixed_words, titles_of
-from reprokit.recommending import SAMPLES, Arena, Held, Pairs, TasteSettings
+from reprokit.recommending import SAMPLES, Arena, Held, Pairs, TasteSettings, to_explain, told
 from reprokit.runs import Estimate, Job, Result, System, setting
 
 REVISION = 1
@@ -203,44 +202,27 @@ def run_p5(job: Job) -> Result:
         arena.note(f"{cut:,} answers that P5 learns are cut after {s.answer_tokens} tokens")
 
     def explain(held: Held) -> dict[str, np.ndarray]:
-        return explanations(arena.data, held, prompts, fitted.predict, tokenizer)
+        return explanations(arena, held, prompts, fitted.predict, tokenizer)
 
     explaining = s.explain_rows and "explanation" in s.shares and not data.is_cold
     return arena.result(
         partial(prompts.score, fitted.predict),
         fitted.selection(),
         explain=explain if explaining else None,
+        valid_lists=False,
         deviations=deviations(s.t5),
         earlier_seconds=fitted.earlier_seconds,
     )
 
 
 def explanations(
-    data: Feedback, held: Held, prompts: Prompts, predict: Any, tokenizer: Any
+    arena: Arena, held: Held, prompts: Prompts, predict: Any, tokenizer: Any
 ) -> dict[str, np.ndarray]:
     """What P5 says about a fixed random sample of rated rows, beside the reference reasons."""
-    from reprokit.reasons import evidence, reasons
-
-    s = prompts.settings
-    rng = np.random.default_rng([s.list_seed, 9])  # the rows that other systems explain
-    count = min(s.explain_rows, len(held.pairs))
-    chosen = np.sort(rng.choice(len(held.pairs), count, replace=False))
+    chosen = to_explain(held, prompts.settings.explain_rows, prompts.settings.list_seed)
     pairs = Pairs(held.pairs.rows[chosen], held.pairs.items[chosen])
     texts = prompts.explained(predict, tokenizer, pairs)
-    found = reasons(data, pairs.rows)
-    rests = [
-        json.dumps(evidence(data, row, item, text), ensure_ascii=False)
-        for row, item, text in zip(pairs.rows.tolist(), pairs.items.tolist(), texts, strict=True)
-    ]
-    return {
-        "explain/users": held.ids["users"][chosen],
-        "explain/items": held.ids["items"][chosen],
-        "explain/titles": np.array([data.titles[item] for item in pairs.items.tolist()]),
-        "explain/scores": prompts.score(predict, pairs).astype(np.float32),
-        "explain/texts": np.array(texts),
-        "explain/references": np.array([found.texts[at] for at in found.index.tolist()]),
-        "explain/evidence": np.array(rests),
-    }
+    return told(arena, pairs, prompts.score(predict, pairs), texts)
 
 
 def own_texts(data: Feedback, s: P5Settings) -> list[str]:
@@ -306,8 +288,8 @@ TINY = {
     "micro_batch": 0,
     "explain_rows": 100,
 }
-DEMO = {**TINY, **SAMPLES["demo"], "epoch_rows": 6_400, "max_epochs": 6}
-SMALL = {**TINY, **SAMPLES["small"], "epoch_rows": 32_000, "max_epochs": 8}
+DEMO = {**TINY, **SAMPLES["demo"], "epoch_rows": 3_200, "max_epochs": 5}
+SMALL = {**TINY, **SAMPLES["small"], "epoch_rows": 12_000, "max_epochs": 6}
 SYSTEM = System(
     P5Settings,
     run_p5,

@@ -141,7 +141,7 @@ def draw(data: Feedback, s: P5Settings, seed: int) -> Examples:
             found.reviews = [first_words(text, s.review_words) for text in texts]
             extra = np.arange(len(events))
         elif name == "explanation":
-            reason = reasons(data, events)
+            reason = reasons(data, events, facts=s.reason_facts)
             found.reasons, answers = reason.texts, reason.index
             found.counts |= {f"reasons from {key}": n for key, n in reason.counts.items()}
         elif name == "direct":
