@@ -7,9 +7,9 @@ Tables  explainrec/table1 to table4, figure2, figure3, human; of our own explain
 A row is a rating; whether it is a liking is predicted, and a liked item is ranked among unrated
 ones. Data and splits stand in `feedback` and `ratings`, the protocol in `recommending`, the model
 and its equations in `explainer`, its prompts in `instructions`, its reasons in `reasons`, its
-knowledge base in `patterns`, its two stages in `tuning`; the baselines in `tastes` (with `rankers`,
-`multimodal`), `p5`, `chatrec`, `narre`, `a3ncf`; Table IV in `efficiency`, the human study in
-`human`. Importing this module loads no torch.
+knowledge base in `patterns`, its two stages in `tuning` and `explaining`; the baselines in `tastes`
+(with `rankers` and `multimodal`), `p5`, `chatrec`, `narre`, `a3ncf`; Table IV in `efficiency`, the
+human study in `human`. Importing this module loads no torch.
 
 What the paper leaves open or gets wrong, and what is done here
 D1  Labels, splits, negatives and candidates are not stated: a rating of 4 or more is liked (Amazon:
@@ -41,18 +41,13 @@ from typing import Any
 from reprokit import a3ncf, chatrec, narre, p5, tastes
 from reprokit.data import Source
 from reprokit.efficiency import efficiency
+from reprokit.explaining import ExplainRecSettings, run_explainrec
 from reprokit.human import FOLDER, HUMAN, HUMAN_DATA
 from reprokit.ratings import FEEDBACK_DATA
 from reprokit.recommending import SAMPLES
 from reprokit.runs import Estimate, System
 from reprokit.tables import Column, Row, Table
-from reprokit.tuning import (
-    REVISION,
-    ExplainRecSettings,
-    TALLRecSettings,
-    run_explainrec,
-    run_tallrec,
-)
+from reprokit.tuning import REVISION, TALLRecSettings, run_tallrec
 
 DATASETS: Mapping[str, Source] = {**FEEDBACK_DATA, **HUMAN_DATA}
 

@@ -1,0 +1,350 @@
+"""How ExplainRec is run: its settings, its parts, equation 6 for cold rows, its explanations.
+
+Importing this module loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reprokit.click import check
+from reprokit.feedback import GROUPS
+from reprokit.metrics import auc
+from reprokit.recommending import Held, Pairs
+from reprokit.runs import Job, Result, setting
+from reprokit.tuning import Bench, TuneSettings, instructions
+
+if TYPE_CHECKING:
+    from reprokit.explainer import ExplainRec
+    from reprokit.instructions import Instructions
+    from reprokit.training import Fitted
+
+
+# --- settings -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ExplainRecSettings(TuneSettings):
+    """ExplainRec: each of its four parts can be switched off."""
+
+    without: str = setting(
+        "", "the row's: attribution, zero-shot, multi-modal or multi-task", named=True
+    )
+    alpha: float = setting(1.0, "open; weight of L_pred in equation 3")
+    beta: float = setting(1.0, "open; weight of L_reason")
+    gamma: float = setting(0.1, "open; weight of L_consistency")
+    eta: float = setting(0.01, "open; adaptation rate of equation 11")
+    direction: str = setting(
+        "needed",
+        "equation 11 as printed drains the task with the largest loss; needed: the sign turned, "
+        "losses relative to the first step's, so that weight goes to the task that lags; printed",
+    )
+    cross_share: float = setting(
+        0.2, "open; share of the training rows that are domain-free, for the cross-domain task"
+    )
+    text_encoder: str = setting("google-bert/bert-base-uncased", "equation 7: BERT")
+    image_encoder: str = setting("clip", "equation 7: CLIP; ViT-B/32")
+    dim: int = setting(64, "open; width of fused items")
+    context: int = setting(
+        20, "open; most liked and most disliked items behind the fusion's context"
+    )
+    fusion_lr: float = setting(1e-3, "open; step size of what is not LoRA")
+    smoothing: float = setting(20.0, "open; rows at the mean that each pattern starts from")
+    adapt: str = setting("fusion", "open; what equation 6 adapts: fusion (with the prior) or lora")
+    adapt_lr: str = setting(
+        "0,0.01,0.1", "open; step sizes of equation 6, chosen by validation AUC; 0: no step"
+    )
+    support: int = setting(5, "spec; most events of a support set: a new user has fewer than 5")
+    adapt_rows: int = setting(300, "ours; validation rows on which the step size is chosen")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (
+            ("without", ("", "attribution", "zero-shot", "multi-modal", "multi-task")),
+            ("direction", ("needed", "printed")),
+            ("adapt", ("fusion", "lora")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got '{getattr(self, name)}'")
+        for name in ("alpha", "beta", "gamma", "eta", "smoothing"):
+            check(name, getattr(self, name), getattr(self, name) >= 0)
+        for name in ("dim", "context", "fusion_lr", "support", "adapt_rows"):
+            check(name, getattr(self, name), getattr(self, name) > 0)
+        check("cross_share", self.cross_share, 0 <= self.cross_share < 1)
+        rates(self)
+
+    @property
+    def attribution(self) -> bool:
+        return self.without != "attribution"
+
+    @property
+    def knowledge(self) -> bool:
+        return self.without != "zero-shot"
+
+    @property
+    def multimodal(self) -> bool:
+        return self.without != "multi-modal"
+
+    @property
+    def tasks(self) -> bool:
+        return self.without != "multi-task"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("llm", "text", "image") if self.multimodal else ("llm", "text")
+
+
+def rates(settings: ExplainRecSettings) -> list[float]:
+    """Step sizes of equation 6. Raises ValueError for what is none."""
+    try:
+        found = [float(part) for part in settings.adapt_lr.split(",")]
+    except ValueError:
+        raise ValueError(f"adapt_lr: '{settings.adapt_lr}' is not numbers with commas") from None
+    if min(found) < 0:
+        raise ValueError(f"adapt_lr: a step size is negative in '{settings.adapt_lr}'")
+    return found
+
+
+# --- the run ------------------------------------------------------------------------------------
+class Explaining:
+    """A run of ExplainRec: its parts, made once, and how pairs are scored with them."""
+
+    def __init__(self, job: Job) -> None:
+        from reprokit.patterns import KnowledgeBase
+
+        self.bench = Bench(job)
+        self.settings: ExplainRecSettings = job.run.settings
+        s, bench = self.settings, self.bench
+        self.data = bench.data
+        self.knowledge = None
+        if s.knowledge:
+            self.knowledge = KnowledgeBase(
+                self.data, smoothing=s.smoothing, source_genres=bench.genres
+            )
+        self.features: dict[str, np.ndarray] = {}
+        if s.multimodal:
+            self.features["text"] = bench.arena.text_vectors(s.text_encoder)
+            if bench.arena.has_pictures:
+                self.features["visual"] = bench.arena.image_vectors(s.image_encoder)
+            else:
+                bench.arena.note(f"{self.data.name} has no pictures here: fused from texts alone")
+
+    def model(self) -> ExplainRec:
+        from reprokit.explainer import ExplainRec
+
+        s, bench = self.settings, self.bench
+        bench.seed("model")
+        return ExplainRec(
+            bench.llm,
+            bench.words.answers,
+            bench.words.again,
+            self.features,
+            s.dim,
+            len(self.knowledge.names) if self.knowledge else 0,
+            (s.alpha, s.beta, s.gamma),
+            s.attribution,
+            s.tasks,
+            s.eta,
+            s.direction,
+        )
+
+    def prompts(
+        self,
+        rows: np.ndarray,
+        items: np.ndarray,
+        labels: np.ndarray | None = None,
+        free: np.ndarray | None = None,
+    ) -> Instructions:
+        """Instructions with the knowledge base's patterns of each pair."""
+        s = self.settings
+        found = instructions(
+            self.bench,
+            rows,
+            items,
+            context=s.context,
+            reasons=s.attribution,
+            slots=s.multimodal,
+            free=free,
+            labels=labels,
+        )
+        width = len(self.knowledge.names) if self.knowledge else 0
+        empty = np.zeros((len(rows), width), np.float32)
+        found.patterns = self.knowledge.patterns(rows, items) if self.knowledge else empty
+        return found
+
+    def asked(self, pairs: Pairs) -> Instructions:
+        """Pairs to be scored; those of another domain in the words that domains share."""
+        cross = self.data.group[pairs.rows] == GROUPS.index("cross")
+        return self.prompts(pairs.rows, pairs.items, free=cross & self.settings.tasks)
+
+    def train(self, model: ExplainRec, first: str) -> Fitted:
+        import torch
+
+        from reprokit.explainer import multi_task_loss
+
+        s, bench, data = self.settings, self.bench, self.data
+        rows = bench.train_rows
+        rng = np.random.default_rng([bench.job.run.seed, 10])
+        free = rng.random(len(rows)) < (s.cross_share if s.tasks else 0.0)
+        labels = data.labels[rows]
+        prompts = self.prompts(rows, data.items[rows], labels, free)
+        if s.attribution:
+            bench.sources = prompts.sources
+        ratings = data.ratings[data.rows("train")]
+        stars = (data.ratings[rows] - ratings.mean()) / max(float(ratings.std()), 1e-6)
+        columns = {
+            "labels": torch.from_numpy(labels),
+            "stars": torch.from_numpy(stars.astype(np.float32)),
+            "patterns": torch.from_numpy(prompts.patterns),
+        }
+        names: tuple[str, ...] = ("without", "alpha", "beta", "gamma", "eta", "direction")
+        names += ("cross_share", "text_encoder", "image_encoder", "dim", "context", "smoothing")
+        return bench.stage_two(
+            {
+                "stage": "explainrec",
+                **{name: getattr(s, name) for name in (*names, "history", "reason_facts")},
+                "first": first,
+            },
+            model,
+            multi_task_loss,
+            prompts,
+            lambda index: {
+                **prompts.training_batch(index),
+                **{name: column[index] for name, column in columns.items()},
+            },
+            self.asked(bench.arena.valid.pairs),
+            s.fusion_lr,
+            s.lr,
+        )
+
+    # --- equation 6 ---
+    def supports(self, pairs: Pairs) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """(key of each pair, the support events of each key): an item's where the item is new, else
+        its user's; at most `support`, the latest of a user, the earliest of an item."""
+        s, data = self.settings, self.data
+        new_item = data.group[pairs.rows] == GROUPS.index("new_items")
+        users = data.users[pairs.rows].astype(np.int64)
+        keys = np.where(new_item, -pairs.items, users)
+        found: dict[int, np.ndarray] = {}
+        unique, first = np.unique(keys, return_index=True)
+        train = data.rows("train")
+        wanted = np.isin(data.items[train], -unique[unique < 0])
+        by_item = train[wanted][np.argsort(data.items[train[wanted]], kind="stable")]
+        sorted_items = data.items[by_item]
+        for key, at in zip(unique.tolist(), first.tolist(), strict=True):
+            if key < 0:
+                low, high = np.searchsorted(sorted_items, [-key, -key + 1])
+                events = by_item[low:high]
+                found[key] = events[np.argsort(data.times[events], kind="stable")][: s.support]
+            else:
+                events = data.histories(pairs.rows[at : at + 1], s.support)[0]
+                found[key] = events[events >= 0]
+        return keys, found
+
+    def adapted_scores(
+        self, model: ExplainRec, pairs: Pairs, rate: float
+    ) -> tuple[np.ndarray, int]:
+        """Scores after one gradient step on each pair's support set: (N,), and how many supports
+        are empty, whose pairs are scored as they are."""
+        import torch
+        import torch.nn.functional as F
+
+        from reprokit.explainer import adapted
+
+        device = self.bench.accelerator.device
+        keys, supports = self.supports(pairs)
+        parameters = self.adaptable(model)
+        scores, without = np.empty(len(pairs), np.float32), 0
+        model.eval()
+        done = 0
+        self.bench.job.progress.start_steps(len(pairs))
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]])
+        for mine in np.split(order, starts[1:]):
+            events = supports[int(keys[mine[0]])]
+            chosen = self.asked(Pairs(pairs.rows[mine], pairs.items[mine]))
+            if not len(events):
+                without += 1
+                scores[mine] = self.ask(model, chosen)
+            else:
+                batch = self.prompts(events, self.data.items[events]).batch(np.arange(len(events)))
+                odds = model.score(**{name: part.to(device) for name, part in batch.items()})
+                labels = torch.from_numpy(self.data.labels[events]).to(odds)
+                loss = F.binary_cross_entropy_with_logits(odds, labels)
+                with adapted(parameters, loss, rate):
+                    scores[mine] = self.ask(model, chosen)
+            done += len(mine)
+            self.bench.job.progress.step(done, "adapted")
+        return scores, without
+
+    def adaptable(self, model: ExplainRec) -> list[Any]:
+        if self.settings.adapt == "lora":
+            return model.adapter()
+        return [
+            parameter
+            for name, parameter in model.named_parameters()
+            if not name.startswith(("llm.", "rating."))
+        ]
+
+    def ask(self, model: ExplainRec, prompts: Instructions) -> np.ndarray:
+        """Scores of prompts as the model stands now, in this process alone."""
+        import torch
+
+        device, found = self.bench.accelerator.device, []
+        with torch.inference_mode():
+            for start in range(0, len(prompts), self.settings.eval_batch):
+                index = np.arange(start, min(start + self.settings.eval_batch, len(prompts)))
+                batch = prompts.batch(index, share=True)
+                odds = model.score(**{name: part.to(device) for name, part in batch.items()})
+                found.append(odds.float().cpu().numpy())
+        return np.concatenate(found)
+
+    def choose_rate(self, model: ExplainRec) -> tuple[float, list[dict[str, float]]]:
+        """The step size of equation 6 with the best validation AUC, and all that were tried."""
+        s, held = self.settings, self.bench.arena.valid
+        at = np.arange(len(held.pairs))
+        if s.adapt_rows < len(at):
+            rng = np.random.default_rng([s.list_seed, 11])
+            at = np.sort(rng.choice(at, s.adapt_rows, replace=False))
+        pairs = Pairs(held.pairs.rows[at], held.pairs.items[at])
+        tried = []
+        for rate in rates(s):
+            scores = self.adapted_scores(model, pairs, rate)[0] if rate else None
+            if scores is None:
+                scores = self.ask(model, self.asked(pairs))
+            tried.append({"step size": rate, "valid auc": auc(held.labels[at], scores)})
+        return max(tried, key=lambda one: one["valid auc"])["step size"], tried
+
+
+def run_explainrec(job: Job) -> Result:
+    """ExplainRec, or what is left of it without one of its parts."""
+    from reprokit.bench import scored
+
+    run = Explaining(job)
+    s, bench = run.settings, run.bench
+    first = bench.stage_one()
+    model = run.model()
+    fitted = run.train(model, first)
+    extra: dict[str, Any] = {}
+    rate = 0.0
+    if s.knowledge and run.data.is_cold:
+        rate, tried = run.choose_rate(model)
+        extra = {"step size of equation 6": rate, "tried": tried}
+
+    def score(pairs: Pairs) -> np.ndarray:
+        if not rate:
+            return scored(model, fitted.predict, run.asked(pairs))
+        found, without = run.adapted_scores(model, pairs, rate)
+        bench.counts["users or items without a support event"] = without
+        return found
+
+    def explain(held: Held) -> dict[str, np.ndarray]:
+        return bench.explanations(model, held, run.asked, score, s.attribution)
+
+    if s.tasks:
+        names = ("preference", "explanation", "rating", "cross-domain")
+        values = model.task_weights.tolist()
+        extra["task weights"] = dict(zip(names, [round(v, 4) for v in values], strict=True))
+    explaining = s.explain_rows and not run.data.is_cold
+    return bench.result(score, fitted, extra, explain if explaining else None)
