@@ -116,8 +116,7 @@ SMALL = {
     "train_rows": 20_000,
     "epoch_rows": 2000,
     "min_epochs": 3,
-    "max_epochs": 5,
-    "patience": 2,
+    "max_epochs": 3,
     "eval_batch": 128,
 }
 
