@@ -210,9 +210,9 @@ COLD_POINTS = (
     "with four ratings of their own to be read and not to be trained on.",
     "Equation 6 moves the parts beside the language model, by one step on at most five events; its "
     "step size is chosen on validation rows, and none may be best.",
-    "Content-Based is cited to a survey: cosine with the mean of liked items' texts less half that "
-    "of disliked ones, settings below. In print it beats ExplainRec in all three columns, which "
-    "the text does not discuss.",
+    "Content-Based is cited to a survey: cosine with the mean of liked items' texts less that of "
+    "disliked ones. In print it beats ExplainRec in all three columns, which the text does not "
+    "discuss.",
 )
 METHODS = {
     "LightGCN": "lightgcn",

@@ -356,10 +356,11 @@ class Arena:
         vectors, counts = text_features(
             encoder, texts, job.folder, job.progress, job.run.pretrained["text"]
         )
-        self.note(
-            f"{counts['empty']:,} of {counts['texts']:,} items of {data.name} have no text; "
-            f"{counts['cut']:,} texts are longer than {encoder} reads"
-        )
+        if counts["empty"] or counts["cut"]:
+            self.note(
+                f"{counts['empty']:,} of {counts['texts']:,} items of {data.name} have no text; "
+                f"{counts['cut']:,} texts are longer than {encoder} reads"
+            )
         return with_padding(vectors)
 
     @property

@@ -196,7 +196,9 @@ class ContentSettings(TasteSettings):
     )
     text_encoder: str = setting("minilm", "ours; the paper names no algorithm and no encoder")
     dislike: float = setting(
-        0.5, "ours; weight of disliked items: a dislike says less of an item's text than a like"
+        1.0,
+        "ours; weight of disliked items' mean: of 0, 0.5 and 1 the best on the validation rows of "
+        "MovieLens latest-small (AUC 0.48, 0.49, 0.62)",
     )
 
     def __post_init__(self) -> None:
