@@ -7,6 +7,7 @@ directory), or questions about the items of the data set itself, which need no f
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reprokit.data import opened
 from reprokit.datasets import DataError
 from reprokit.download import require
 from reprokit.feedback import Feedback
@@ -34,11 +36,14 @@ def read_alpaca(data_dir: Path) -> list[tuple[str, str]]:
     """
     (path,) = require("alpaca", data_dir, ("alpaca_data.json",))
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with opened(path) as file:
+            entries = json.load(file)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DataError(f"{path}: not in its publisher's format ({error})") from None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: not a JSON list of instructions, or an empty one")
     pairs = []
-    for number, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
+    for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(f), str) for f in FIELDS):
             raise DataError(f"{path}, entry {number}: not an instruction with input and output")
         told = "\n".join(part for part in (entry["instruction"], entry["input"]) if part.strip())
@@ -65,7 +70,7 @@ def catalogue(data: Feedback) -> list[tuple[str, str]]:
             (f"Task: name the genres of the {word} {title}.{ANSWER}", f" {', '.join(genres)}")
         )
         is_it = number % 2 == 0 or not others
-        genre = genres[0] if is_it else others[number % len(others)]
+        genre = genres[0] if is_it else others[number // 2 % len(others)]
         pairs.append(
             (
                 f"Task: tell whether the {word} {title} is of the genre {genre}.{ANSWER}",

@@ -307,8 +307,8 @@ def _registry() -> dict[str, DataSet]:
             citation="none",
             files=_files("*.jpg"),
             by_hand=(
-                "a poster source of your choice, by the column tmdbId of MovieLens's links.csv: "
-                "one file <movieId>.jpg a film"
+                "themoviedb.org (data fetch ml-posters --images, with a key of yours in "
+                "TMDB_API_KEY), or from a source of your choice, one file <movieId>.jpg a film"
             ),
             notes="No archive is published. A film without a poster counts as a missing image.",
         ),

@@ -29,6 +29,10 @@ from reprokit.prompts import ITEM, SLOTS
 
 TASKS = ("pred", "exp", "rate", "cross")
 """Preference, explanation, rating, cross-domain."""
+FIRST = 10
+"""Steps with rows of a task whose mean loss is its first loss, before its weight moves."""
+STATE = ("first_losses", "recent_losses", "steps_seen", "loss_sums", "row_counts")
+"""What equation 11 keeps beside the weights, kept with them."""
 
 
 # --- items: equations 7 and 8 -------------------------------------------------------------------
@@ -44,31 +48,40 @@ class Fusion(nn.Module):
         dim: D.
     """
 
-    present: Tensor
-
     def __init__(self, features: Mapping[str, np.ndarray], dim: int) -> None:
         super().__init__()
         self.dim, self.names = dim, tuple(features)
-        for name, values in features.items():
-            table = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-            self.register_buffer(f"x_{name}", table, persistent=False)
+        # Frozen and large: no buffers, which processes would send one another at every step.
+        self.tables = {
+            name: torch.from_numpy(np.ascontiguousarray(values, np.float32))
+            for name, values in features.items()
+        }
         self.maps = nn.ModuleDict(
             {name: nn.Linear(values.shape[1], dim, bias=False) for name, values in features.items()}
         )
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
-        there = [np.asarray(values).any(axis=1) for values in features.values()]
-        self.register_buffer("present", torch.from_numpy(np.stack(there, 1)), persistent=False)
+
+    def vectors(self, name: str, items: Tensor) -> Tensor:
+        """x of a modality: (...) item ids -> (..., width)."""
+        if self.tables[name].device != items.device:
+            self.tables[name] = self.tables[name].to(items.device)
+        return self.tables[name][items]
 
     def values(self, items: Tensor) -> Tensor:
         """v: (...) item ids -> (..., M, D)."""
-        found = [self.maps[name](getattr(self, f"x_{name}")[items]) for name in self.names]
+        found = [self.maps[name](self.vectors(name, items)) for name in self.names]
         return torch.stack(found, dim=-2)
+
+    def present(self, items: Tensor) -> Tensor:
+        """Which modalities items have: (...) -> (..., M)."""
+        found = [self.vectors(name, items).any(dim=-1) for name in self.names]
+        return torch.stack(found, dim=-1)
 
     def weights(self, values: Tensor, items: Tensor, context: Tensor) -> Tensor:
         """a: (..., M, D) values of items (...), contexts (..., D) -> (..., M)."""
         scores = (self.key(values) * self.query(context).unsqueeze(-2)).sum(-1) / self.dim**0.5
-        here = self.present[items]
+        here = self.present(items)
         scores = scores.masked_fill(~here, torch.finfo(scores.dtype).min)
         return torch.softmax(scores, dim=-1) * here
 
@@ -100,10 +113,17 @@ class ExplainRec(TextModel):
         tasks: whether rating and cross-domain prediction are learnt too, with adaptive weights.
         eta: adaptation rate of equation 11.
         direction: "needed" or "printed": see `updated_weights`.
+        bound: "needed" keeps the weights within this factor of 1.
+        step_rows: rows behind one step of equation 11: those of an optimiser step, whatever is held
+            in memory at once. With several processes the first one's rows decide.
     """
 
     task_weights: Tensor
     first_losses: Tensor
+    recent_losses: Tensor
+    steps_seen: Tensor
+    loss_sums: Tensor
+    row_counts: Tensor
 
     def __init__(
         self,
@@ -116,13 +136,16 @@ class ExplainRec(TextModel):
         weights: tuple[float, float, float] = (1.0, 1.0, 0.1),
         attribution: bool = True,
         tasks: bool = True,
-        eta: float = 0.01,
+        eta: float = 0.001,
         direction: str = "needed",
+        bound: float = 4.0,
+        step_rows: int = 1,
     ) -> None:
         super().__init__(llm, answers)
         self.again, self.attribution, self.tasks = again, attribution, tasks
         self.alpha, self.beta, self.gamma = weights
         self.eta, self.direction = eta, direction
+        self.bound, self.step_rows = bound, step_rows
         width = self.causal.get_input_embeddings().weight.shape[1]
         if features:
             self.fusion = Fusion(features, dim)
@@ -136,7 +159,8 @@ class ExplainRec(TextModel):
         if tasks:
             self.rating = nn.Linear(width, 1)
             self.register_buffer("task_weights", torch.ones(len(TASKS)))
-            self.register_buffer("first_losses", torch.zeros(len(TASKS)))
+            for name in STATE:
+                self.register_buffer(name, torch.zeros(len(TASKS)))
 
     @property
     def multimodal(self) -> bool:
@@ -205,17 +229,19 @@ class ExplainRec(TextModel):
         prompt and the reason are.
         """
         vectors = self.embed(ids, items, slots, users, histories)
-        mask = None
+        kind, mask = self.causal.dtype, None
         if self.attribution and self.gamma:
             step = torch.arange(ids.shape[1], device=ids.device)
             causal = step <= step[:, None]  # (T, T)
             answer = step == last[:, None] + 1  # (B, T)
             behind = step >= stop[:, None]
-            mask = causal & ~(behind[:, :, None] & answer[:, None, :])  # (B, T, T)
-            mask = mask[:, None]
+            seen = causal & ~(behind[:, :, None] & answer[:, None, :])  # (B, T, T)
+            # To be added to the scores, which every kind of attention does alike.
+            mask = torch.zeros(seen.shape, dtype=kind, device=ids.device)
+            mask = mask.masked_fill(~seen, torch.finfo(kind).min)[:, None]
         decoder = self.causal.get_decoder()
         return decoder(
-            inputs_embeds=vectors.to(self.causal.dtype), attention_mask=mask, use_cache=False
+            inputs_embeds=vectors.to(kind), attention_mask=mask, use_cache=False
         ).last_hidden_state
 
 
@@ -236,8 +262,9 @@ def attribution_terms(
     """L_pred, L_reason and L_consistency of each row, (B,) each.
 
     L_pred         binary cross-entropy of the answer's log-odds
-    L_reason       mean cross-entropy of the reference reason's tokens, its end included
-    L_consistency  KL(p || q) of yes and no, p at the answer, q where it is read behind the reason
+    L_reason       mean cross-entropy of the tokens of "because", the reference reason and its end
+    L_consistency  KL(p || q) of yes and no, p at the answer, q where it is read behind the reason,
+                   here the reference reason
     """
     last, stop, end = where["last"], where["stop"], where["end"]
     odds = model.log_odds(at(states, last), beside, model.answers)
@@ -275,8 +302,8 @@ def updated_weights(
 
     As printed, lambda exp(-eta dL/dlambda) with L = sum of lambda L_t, so that the derivative is
     L_t: the task with the largest loss loses most weight, and in the end the easiest has all.
-    With `first`, the losses of the first step, the sign is turned and losses count relative to
-    these: lambda exp(+eta L_t / L_t of the first step), so that weight goes to the task that has
+    With `first`, the losses of the first steps, the sign is turned and losses count relative to
+    these: lambda exp(+eta L_t / L_t of the first steps), so that weight goes to the task that has
     come down least.
     """
     step = -losses if first is None else losses / first.clamp(min=1e-8)
@@ -287,8 +314,8 @@ def updated_weights(
 def multi_task_loss(model: ExplainRec, **batch: Tensor) -> Tensor:
     """Equation 10, sum over tasks of lambda_t L_t, for each row: (B,).
 
-    A domain-free row belongs to the cross-domain task alone, every other to the three others.
-    Without the tasks it is equation 3.
+    A domain-free row belongs to the cross-domain task alone, every other to the three others; the
+    mean over a batch weighs tasks by their rows too. Without the tasks it is equation 3.
     """
     labels, stars, free = (batch.pop(name) for name in ("labels", "stars", "free"))
     beside = model.beside(batch.pop("patterns"), batch.pop("targets"), batch["histories"])
@@ -304,9 +331,12 @@ def multi_task_loss(model: ExplainRec, **batch: Tensor) -> Tensor:
     losses = torch.stack([model.alpha * pred * own, told * own, rating * own, pred * free], 1)
     counts = torch.stack([own.sum()] * 3 + [free.sum()])
     weights = model.task_weights.clone()
-    if model.training:
-        learn_weights(model, losses.detach().sum(0) / counts.clamp(min=1), counts)
-    return losses @ weights
+    if not model.training:
+        return losses @ weights
+    learn_weights(model, losses.detach().sum(0), counts)
+    # A batch of domain-free rows alone fills no slot; processes expect a gradient of every part.
+    own_parts = (p for n, p in model.named_parameters() if not n.startswith("llm."))
+    return losses @ weights + 0.0 * torch.stack([part.sum() for part in own_parts]).sum()
 
 
 def positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -314,17 +344,35 @@ def positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def learn_weights(model: ExplainRec, means: Tensor, counts: Tensor) -> None:
-    """One step of equation 11 on the tasks that this batch has rows of."""
-    first = model.first_losses
-    first.copy_(torch.where((first == 0) & (counts > 0), means, first))
-    there = (counts > 0) & (first > 0)
-    printed = model.direction == "printed"
-    weights = model.task_weights
-    moved = updated_weights(
-        weights[there], means[there], model.eta, None if printed else first[there]
-    )
-    weights[there] = moved
+def learn_weights(model: ExplainRec, sums: Tensor, counts: Tensor) -> None:
+    """Take note of the tasks' losses, summed over some rows, and how many these were: (tasks,).
+
+    Once the rows of a step are together equation 11 moves all weights, by running means, since a
+    step may hold no row of some task. A task's first loss is the mean of its first `FIRST` steps;
+    before that, and where a task has no loss at all, its weight stays.
+    """
+    model.loss_sums += sums
+    model.row_counts += counts
+    if model.row_counts[0] + model.row_counts[-1] < model.step_rows:
+        return
+    here = model.row_counts > 0
+    means = model.loss_sums / model.row_counts.clamp(min=1)
+    seen, first, recent = model.steps_seen, model.first_losses, model.recent_losses
+    seen += here
+    early = here & (seen <= FIRST)
+    first += torch.where(early, (means - first) / seen.clamp(min=1), 0.0)
+    recent += torch.where(here, (means - recent) / seen.clamp(1, FIRST), 0.0)
+    model.loss_sums.zero_()
+    model.row_counts.zero_()
+    ready, weights = (seen > FIRST) & (first > 0), model.task_weights
+    if not ready.any():
+        return
+    if model.direction == "printed":
+        weights[ready] = updated_weights(weights[ready], recent[ready], model.eta)
+    else:
+        moved = updated_weights(weights[ready], recent[ready], model.eta, first[ready])
+        moved = moved.clamp(1 / model.bound, model.bound)
+        weights[ready] = moved * weights[ready].sum() / moved.sum()
 
 
 def whole_text_loss(

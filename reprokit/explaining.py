@@ -13,6 +13,7 @@ import numpy as np
 from reprokit.click import check
 from reprokit.feedback import GROUPS
 from reprokit.metrics import auc
+from reprokit.patterns import GROUPS_BY, WEIGHTS
 from reprokit.recommending import Held, Pairs
 from reprokit.runs import Job, Result, setting
 from reprokit.tuning import Bench, TuneSettings, instructions
@@ -34,11 +35,16 @@ class ExplainRecSettings(TuneSettings):
     alpha: float = setting(1.0, "open; weight of L_pred in equation 3")
     beta: float = setting(1.0, "open; weight of L_reason")
     gamma: float = setting(0.1, "open; weight of L_consistency")
-    eta: float = setting(0.01, "open; adaptation rate of equation 11")
+    eta: float = setting(
+        0.001, "open; adaptation rate of equation 11: at 0.01 one task had all weight in 300 steps"
+    )
     direction: str = setting(
         "needed",
         "equation 11 as printed drains the task with the largest loss; needed: the sign turned, "
-        "losses relative to the first step's, so that weight goes to the task that lags; printed",
+        "losses relative to the first steps', so that weight goes to the task that lags; printed",
+    )
+    weight_bound: float = setting(
+        4.0, "ours; needed keeps the tasks' weights within this factor of 1, or one takes all"
     )
     cross_share: float = setting(
         0.2, "open; share of the training rows that are domain-free, for the cross-domain task"
@@ -50,6 +56,10 @@ class ExplainRecSettings(TuneSettings):
         20, "open; most liked and most disliked items behind the fusion's context"
     )
     fusion_lr: float = setting(1e-3, "open; step size of what is not LoRA")
+    groups_by: str = setting(
+        "auto", "equation 5's groups: demographics where there are any, else behaviour"
+    )
+    group_weights: str = setting("sqrt", "open; w_g of equation 5 by group size: uniform, size")
     smoothing: float = setting(20.0, "open; rows at the mean that each pattern starts from")
     adapt: str = setting("fusion", "open; what equation 6 adapts: fusion (with the prior) or lora")
     adapt_lr: str = setting(
@@ -63,6 +73,8 @@ class ExplainRecSettings(TuneSettings):
         for name, known in (
             ("without", ("", "attribution", "zero-shot", "multi-modal", "multi-task")),
             ("direction", ("needed", "printed")),
+            ("groups_by", GROUPS_BY),
+            ("group_weights", WEIGHTS),
             ("adapt", ("fusion", "lora")),
         ):
             if getattr(self, name) not in known:
@@ -72,6 +84,12 @@ class ExplainRecSettings(TuneSettings):
         for name in ("dim", "context", "fusion_lr", "support", "adapt_rows"):
             check(name, getattr(self, name), getattr(self, name) > 0)
         check("cross_share", self.cross_share, 0 <= self.cross_share < 1)
+        check("weight_bound", self.weight_bound, self.weight_bound > 1)
+        if self.attention == "flash_attention_2" and self.attribution and self.gamma:
+            raise ValueError(
+                "attention flash_attention_2 takes no mask of our own, which L_consistency needs: "
+                "set gamma=0, or use sdpa"
+            )
         rates(self)
 
     @property
@@ -92,7 +110,7 @@ class ExplainRecSettings(TuneSettings):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("llm", "text", "image") if self.multimodal else ("llm", "text")
+        return ("llm", "text", "image") if self.multimodal else ("llm",)
 
 
 def rates(settings: ExplainRecSettings) -> list[float]:
@@ -120,7 +138,11 @@ class Explaining:
         self.knowledge = None
         if s.knowledge:
             self.knowledge = KnowledgeBase(
-                self.data, smoothing=s.smoothing, source_genres=bench.genres
+                self.data,
+                smoothing=s.smoothing,
+                groups_by=s.groups_by,
+                weights=s.group_weights,
+                source_genres=bench.genres,
             )
         self.features: dict[str, np.ndarray] = {}
         if s.multimodal:
@@ -147,6 +169,8 @@ class Explaining:
             s.tasks,
             s.eta,
             s.direction,
+            s.weight_bound,
+            -(-s.batch_size // bench.accelerator.num_processes),
         )
 
     def prompts(
@@ -156,8 +180,14 @@ class Explaining:
         labels: np.ndarray | None = None,
         free: np.ndarray | None = None,
     ) -> Instructions:
-        """Instructions with the knowledge base's patterns of each pair."""
+        """Instructions with the knowledge base's patterns of each pair.
+
+        `free`: which are domain-free; None: all those of a cross-domain set, validation too, so
+        that what is chosen is what is tested.
+        """
         s = self.settings
+        if free is None:
+            free = np.full(len(rows), s.tasks and bool(self.data.domain.any()))
         found = instructions(
             self.bench,
             rows,
@@ -165,6 +195,7 @@ class Explaining:
             context=s.context,
             reasons=s.attribution,
             slots=s.multimodal,
+            described=True,
             free=free,
             labels=labels,
         )
@@ -174,9 +205,7 @@ class Explaining:
         return found
 
     def asked(self, pairs: Pairs) -> Instructions:
-        """Pairs to be scored; those of another domain in the words that domains share."""
-        cross = self.data.group[pairs.rows] == GROUPS.index("cross")
-        return self.prompts(pairs.rows, pairs.items, free=cross & self.settings.tasks)
+        return self.prompts(pairs.rows, pairs.items)
 
     def train(self, model: ExplainRec, first: str) -> Fitted:
         import torch
@@ -199,6 +228,7 @@ class Explaining:
             "patterns": torch.from_numpy(prompts.patterns),
         }
         names: tuple[str, ...] = ("without", "alpha", "beta", "gamma", "eta", "direction")
+        names += ("weight_bound", "groups_by", "group_weights")
         names += ("cross_share", "text_encoder", "image_encoder", "dim", "context", "smoothing")
         return bench.stage_two(
             {
@@ -255,17 +285,18 @@ class Explaining:
         device = self.bench.accelerator.device
         keys, supports = self.supports(pairs)
         parameters = self.adaptable(model)
-        scores, without = np.empty(len(pairs), np.float32), 0
+        scores = np.zeros(len(pairs), np.float32)
         model.eval()
         done = 0
         self.bench.job.progress.start_steps(len(pairs))
         order = np.argsort(keys, kind="stable")
         starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]])
-        for mine in np.split(order, starts[1:]):
+        accelerator = self.bench.accelerator
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+        for mine in np.split(order, starts[1:])[share]:
             events = supports[int(keys[mine[0]])]
             chosen = self.asked(Pairs(pairs.rows[mine], pairs.items[mine]))
             if not len(events):
-                without += 1
                 scores[mine] = self.ask(model, chosen)
             else:
                 batch = self.prompts(events, self.data.items[events]).batch(np.arange(len(events)))
@@ -276,7 +307,9 @@ class Explaining:
                     scores[mine] = self.ask(model, chosen)
             done += len(mine)
             self.bench.job.progress.step(done, "adapted")
-        return scores, without
+        together = accelerator.reduce(torch.from_numpy(scores).to(device), "sum")
+        without = sum(not len(events) for events in supports.values())
+        return together.cpu().numpy(), without
 
     def adaptable(self, model: ExplainRec) -> list[Any]:
         if self.settings.adapt == "lora":
@@ -336,11 +369,12 @@ def run_explainrec(job: Job) -> Result:
         if not rate:
             return scored(model, fitted.predict, run.asked(pairs))
         found, without = run.adapted_scores(model, pairs, rate)
-        bench.counts["users or items without a support event"] = without
+        name = "users or items without a support event"
+        bench.counts[name] = max(without, bench.counts.get(name, 0))
         return found
 
     def explain(held: Held) -> dict[str, np.ndarray]:
-        return bench.explanations(model, held, run.asked, score, s.attribution)
+        return bench.explanations(model, held, run.asked, score, s.attribution and s.gamma > 0)
 
     if s.tasks:
         names = ("preference", "explanation", "rating", "cross-domain")

@@ -1,7 +1,7 @@
 """Language models made here: small Llamas, with a tokenizer of their own, from item texts.
 
 `tiny` keeps random weights; `scratch` is trained on the texts as a causal language model. No
-user and no label takes part, so one checkpoint serves every run on a data set.
+label and nothing held out takes part, so one checkpoint serves every run on a data set.
 
 Importing this module loads no torch.
 """

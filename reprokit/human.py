@@ -48,6 +48,7 @@ from reprokit.rating_forms import (
     SYSTEMS,
     content_of,
     export,
+    one_line,
     shared_cases,
 )
 from reprokit.runs import (
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from reprokit.plan import Plan
 
 PAPER_RATERS = 100
+REPORT = "human.csv"
 
 
 # --- what is rated ------------------------------------------------------------------------------
@@ -109,12 +111,25 @@ class Reading:
 
     ratings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """By code: one from 1 to 5 per criterion."""
-    problems: list[str] = field(default_factory=list)
-    """`file, line N: what`, or `file: what`."""
-    left_out: int = 0
-    """Lines."""
     places: dict[str, str] = field(default_factory=dict)
-    """By code: where it was read first."""
+    """By code: the line that they are of."""
+    problems: list[str] = field(default_factory=list)
+    """`file, line N: what`, `file: what` or `sheet S: what`."""
+    left_out: int = 0
+    """Lines with a problem."""
+    blank: int = 0
+    """Explanations that no copy of their line rates; no problem on a sheet that nobody filled in,
+    which may be the original."""
+
+    def report(self, problem: str) -> None:
+        """What a returned cell holds may be anything, control characters of a terminal included."""
+        self.problems.append(one_line(problem))
+
+    @property
+    def unusable(self) -> str:
+        """Why nothing can be used, where nothing can."""
+        blank = f"{self.blank} lines without a rating" if self.blank else "no line with a rating"
+        return f"no usable line in the sheets: {self.problems[0] if self.problems else blank}"
 
 
 def read_key(path: Path) -> dict[str, Any]:
@@ -140,73 +155,94 @@ def read_key(path: Path) -> dict[str, Any]:
 
 
 def read_sheets(paths: Sequence[Path], key: Mapping[str, Any]) -> Reading:
-    """The ratings in returned sheets, in order of their files' names; a folder stands for its CSV.
+    """The ratings in returned sheets; a folder stands for its CSV files but our own report.
+
+    Of several usable copies of a line the first counts, in order of the files' names. Another copy
+    is no problem where it says the same, or says nothing.
 
     Raises RequestError where a path does not exist.
     """
     reading = Reading()
-    every = [p for path in paths for p in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    every = [p for path in paths for p in (sheets_in(path) if path.is_dir() else [path])]
+    lines = []
     for path in sorted(dict.fromkeys(every), key=lambda path: (path.name, str(path))):
         if not path.is_file():
             raise RequestError(f"{path} does not exist: name the returned sheets, or their folder")
-        read_sheet(path, key, reading)
-    answered = {key["codes"][code]["sheet"] for code in reading.places}
-    for sheet in sorted(answered):
-        own = [code for code, told in key["codes"].items() if told["sheet"] == sheet]
-        if missing := sum(code not in reading.places for code in own):
-            reading.problems.append(f"sheet {sheet}: {missing} of its {len(own)} lines are missing")
+        lines += [(where, *parse(line, key)) for where, line in read_sheet(path, reading)]
+    for where, code, values, fault in lines:
+        if not fault and all(values) and code not in reading.ratings:
+            reading.ratings[code], reading.places[code] = values, where
+    for where, code, values, fault in lines:
+        if fault := fault or dispute(code, values, reading):
+            reading.report(f"{where}: {fault}")
+            reading.left_out += 1
+    seen = {code for _, code, _, _ in lines if code}
+    told = {code for _, code, values, fault in lines if code and (fault or any(values))}
+    reading.blank = len(seen - told)
+    for sheet in sorted({key["codes"][code]["sheet"] for code in told}):
+        own = {code for code, one in key["codes"].items() if one["sheet"] == sheet}
+        for what, count in (("missing", len(own - seen)), ("blank", len(own & seen - told))):
+            if count:
+                reading.report(f"sheet {sheet}: {count} of its {len(own)} lines are {what}")
     return reading
 
 
-def read_sheet(path: Path, key: Mapping[str, Any], reading: Reading) -> None:
-    """Take in one file, whatever separator a spreadsheet has put into it."""
+def sheets_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.csv") if path.name != REPORT)
+
+
+def read_sheet(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, cells) of each line of a file, whatever separator a spreadsheet has put into it."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        reading.problems.append(f"{path}: not in UTF-8; save it as 'CSV UTF-8'")
+        reading.report(f"{path}: not in UTF-8; save it as 'CSV UTF-8'")
         return
     head = text.partition("\n")[0]
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     try:
         header = [name.strip().lower() for name in next(lines, [])]
         if absent := [name for name in COLUMNS if header.count(name) != 1]:
-            reading.problems.append(f"{path}: not one column {', '.join(absent)} in its first line")
+            reading.report(f"{path}: not one column {', '.join(absent)} in its first line")
             return
         for line in lines:
-            if not any(cell.strip() for cell in line):
-                continue
-            where = f"{path}, line {lines.line_num}"
-            fault = take(dict(zip(header, line, strict=False)), where, key, reading)
-            if fault:
-                reading.problems.append(f"{where}: {fault}")
-                reading.left_out += 1
+            if any(cell.strip() for cell in line):
+                yield f"{path}, line {lines.line_num}", dict(zip(header, line, strict=False))
     except csv.Error as error:
-        reading.problems.append(f"{path}, line {lines.line_num}: not CSV ({error})")
+        reading.report(f"{path}, line {lines.line_num}: not CSV ({error})")
 
 
-def take(line: Mapping[str, str], where: str, key: Mapping[str, Any], reading: Reading) -> str:
-    """Keep the ratings of a line, or say what is wrong with it."""
+def parse(line: Mapping[str, str], key: Mapping[str, Any]) -> tuple[str, tuple[int, ...], str]:
+    """(code, ratings, what is wrong) of a line: an empty code where the key has no such line, 0 for
+    a rating that was not given."""
     cells = {name: line.get(name, "").strip() for name in COLUMNS}
     code = cells["code"].upper()
     told = key["codes"].get(code)
     if told is None:
-        return f"code '{code}' is not in the key"
+        return "", (), f"code '{code}' is not in the key"
     if cells["sheet_id"] != told["sheet"] or cells["case"] != told["case"]:
-        return f"code {code} belongs to sheet {told['sheet']}, {told['case']}"
-    if code in reading.places:
-        return f"code {code} stands in {reading.places[code]} already, which counts"
-    reading.places[code] = where
-    if content_of([cells[name] for name in SHOWN]) != told["content"]:
-        return "the history, the item or the explanation was changed"
+        return "", (), f"code {code} belongs to sheet {told['sheet']}, {told['case']}"
+    given = {name: cells[name] for name in CRITERIA}
+    if any(given.values()) and content_of([cells[name] for name in SHOWN]) != told["content"]:
+        return code, (), "the history, the item or the explanation was changed"
     values = []
-    for name in CRITERIA:
-        found = re.fullmatch(r"([1-5])(?:[.,]0*)?", cells[name])
-        if not found:
-            is_empty = not cells[name]
-            return f"{name} is missing" if is_empty else f"{name} '{cells[name]}' is not 1 to 5"
-        values.append(int(found[1]))
-    reading.ratings[code] = tuple(values)
-    return ""
+    for name, cell in given.items():
+        found = re.fullmatch(r"([1-5])(?:[.,]0*)?", cell)
+        if cell and not found:
+            return code, (), f"{name} '{cell}' is not 1 to 5"
+        values.append(int(found[1]) if found else 0)
+    return code, tuple(values), ""
+
+
+def dispute(code: str, values: Sequence[int], reading: Reading) -> str:
+    """What is wrong with a line beside the one that counts; empty where it adds nothing to it."""
+    counted = reading.ratings.get(code)
+    if counted is None:
+        absent = [name for name, value in zip(CRITERIA, values, strict=True) if not value]
+        return f"{' and '.join(absent)} missing" if any(values) else ""
+    if all(value in (0, known) for value, known in zip(values, counted, strict=True)):
+        return ""
+    return f"code {code} is rated otherwise in {reading.places[code]}, which counts"
 
 
 def cube_of(reading: Reading, key: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
@@ -227,11 +263,6 @@ def cube_of(reading: Reading, key: Mapping[str, Any]) -> tuple[np.ndarray, list[
         )
         cube[at] = values
     return cube, raters
-
-
-def ratings_of(paths: Sequence[Path], key: Mapping[str, Any]) -> dict[str, float]:
-    """Means of the usable ratings in some sheets, by `criterion/system`; empty where none is."""
-    return means(cube_of(read_sheets(paths, key), key)[0])
 
 
 def means(cube: np.ndarray) -> dict[str, float]:
@@ -259,8 +290,7 @@ def analyse(
     Raises RequestError where no line is usable.
     """
     if not reading.ratings:
-        first = f": {reading.problems[0]}" if reading.problems else ""
-        raise RequestError(f"no usable line in the sheets{first}")
+        raise RequestError(reading.unusable)
     cube, raters = cube_of(reading, key)
     boot = Bootstrap(len(cube), cube.shape[1], draws, seed)
     tests = list(pairwise(cube, boot)) if compared else []
@@ -274,6 +304,7 @@ def analyse(
         "cases": int((~np.isnan(cube)).any(axis=(0, 2, 3)).sum()),
         "lines": len(reading.ratings),
         "lines_left_out": reading.left_out,
+        "lines_blank": reading.blank,
         "problems": reading.problems,
         "interval": f"95%, bootstrap over raters and cases, {draws} draws, seed {seed}",
         "means": list(averages(cube, boot)),
@@ -378,7 +409,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"# Human study: explanations{about}",
         f"{report['raters']} of {report['raters_in_key']} raters returned usable ratings of "
         f"{report['cases']} cases, {report['lines']} lines; {report['lines_left_out']} lines were "
-        f"left out. The paper had {PAPER_RATERS} users.",
+        f"left out, {report['lines_blank']} were not rated. The paper had {PAPER_RATERS} users.",
         grid(rated),
         f"Interval: {report['interval']}. Ratings of one rater, or of one case, are not "
         "independent.",
@@ -400,7 +431,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    for name, text in (("human.csv", to_csv(report)), ("human.md", to_markdown(report))):
+    for name, text in ((REPORT, to_csv(report)), ("human.md", to_markdown(report))):
         with atomic(folder / name) as file:
             file.write(text)
     write_json(folder / "human.json", report)
@@ -474,6 +505,10 @@ class HumanSettings:
 
     draws: int = setting(2000, "of the bootstrap over raters and cases")
 
+    def __post_init__(self) -> None:
+        if self.draws < 100:
+            raise ValueError(f"draws must be at least 100 for a 95% interval, got {self.draws}")
+
 
 class Returned(Source):
     """The study as a data set: its content is the key and the sheets that came back."""
@@ -504,15 +539,6 @@ def studied(folder: Path) -> tuple[dict[str, Any], Reading] | None:
     return key, read_sheets([folder / "returned"], key)
 
 
-def collected(folder: Path) -> dict[str, float] | None:
-    """Means by `criterion/system` of the sheets returned to a study's folder; None: there are none.
-
-    Read are `key.json` and `returned/*.csv`.
-    """
-    found = studied(folder)
-    return means(cube_of(found[1], found[0])[0]) or None if found else None
-
-
 def run_human(job: Job) -> Result:
     """Section IV.F: the means of what raters returned, and nothing where none did.
 
@@ -528,7 +554,7 @@ def run_human(job: Job) -> Result:
     if not alike or (ours not in HUMAN_DATA and about != ours):
         raise Unavailable(f"the study in {folder} is about {about or 'nothing named'}, not {ours}")
     if not reading.ratings:
-        raise Unavailable(f"no returned sheet can be used: {reading.problems[0]}")
+        raise Unavailable(f"{folder / 'returned'}: {reading.unusable}")
     report = analyse(reading, key, job.run.settings.draws, compared=False)
     raters = report["raters"]
     notes = [f"{raters} raters, {report['cases']} cases of {about}; {report['interval']}"]

@@ -32,7 +32,7 @@ from reprokit.prompts import (
     plain_ids,
     tensor,
 )
-from reprokit.reasons import reasons
+from reprokit.reasons import SOURCES, reasons
 from reprokit.runs import RequestError
 
 SEEN = 5
@@ -159,6 +159,7 @@ class Instructions(Pieces):
         history: K, the most liked and the most disliked items named.
         context: the most of both that a model reads beside the prompt; 0: those named.
         reasons: whether each has its reason (equation 2), and the task asks for one.
+        described: whether the target's attributes stand behind its title.
         slots: whether each item has a slot for its picture and text (equation 9).
         free: (R,) bool, which rows are domain-free; None: none.
         limit: most tokens of a prompt. Longer ones lose their oldest items, liked and disliked
@@ -183,6 +184,7 @@ class Instructions(Pieces):
         context: int = 0,
         reasons: bool = False,
         slots: bool = False,
+        described: bool = False,
         free: np.ndarray | None = None,
         limit: int = 512,
         facts: int = 3,
@@ -193,6 +195,7 @@ class Instructions(Pieces):
         self.users = data.users[rows].astype(np.int64)
         self.free = np.zeros(len(rows), bool) if free is None else free
         self.with_reasons, self.with_slots, self.facts = reasons, slots, facts
+        self.described = described
         events = [data.histories(rows, history, label) for label in (1, 0)]  # (R, K) each
         recent = [data.histories(rows, context or history, label) for label in (1, 0)]
         self.recent = np.concatenate([data.items_at(part) for part in recent], axis=1)
@@ -219,7 +222,8 @@ class Instructions(Pieces):
             tokens = np.concatenate([tokens, np.array([t for p in ids for t in p], np.int32)])
             starts = np.concatenate([starts, starts[-1] + np.cumsum(counts)])
             self.asked, self.reason_of = asked, first + found.index
-            self.sources = found.counts
+            learnt = found.source[np.isin(asked, own)]
+            self.sources = {name: int((learnt == at).sum()) for at, name in enumerate(SOURCES)}
         self.tokens, self.starts, self.sizes = tokens, starts, np.diff(starts)
         n = words.n_items
         self.items = np.zeros(len(self.sizes), np.int64)
@@ -302,8 +306,8 @@ class Instructions(Pieces):
         return prefix, suffix.astype(np.int32)
 
     def _target(self) -> np.ndarray:
-        """The target's title, and its attributes where a reason is asked for: (R, 2)."""
-        words, facts = self.words, self.with_reasons & ~self.free
+        """The target's title, and its attributes where they are asked for: (R, 2)."""
+        words, facts = self.words, self.described & ~self.free
         return np.stack(
             [
                 np.where(self.free, words.genre_of[self.targets], self.targets),

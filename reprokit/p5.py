@@ -47,7 +47,7 @@ from reprokit.p5_prompts import ANSWERS, FAMILIES, Prompts, draw, fixed_words, t
 from reprokit.recommending import SAMPLES, Arena, Held, Pairs, TasteSettings, to_explain, told
 from reprokit.runs import Estimate, Job, Result, System, setting
 
-REVISION = 1
+REVISION = 2
 """Of prompts and model: raised when a change moves their numbers."""
 
 
@@ -117,7 +117,7 @@ class P5Settings(TasteSettings):
         needed = {"direct", "list"} if self.rank_by == "list" else {"direct"}
         if missing := needed - set(self.shares):
             raise ValueError(f"families must have {sorted(missing)[0]}, which is scored")
-        if self.rank_by == "list":
+        if "list" in self.shares:
             check("negatives", self.negatives, self.negatives <= 400)
 
     @property

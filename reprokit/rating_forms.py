@@ -37,8 +37,9 @@ three and defines none: the questions are ours."""
 SCALE = ("not at all", "a little", "partly", "mostly", "fully")
 SHOWN = ("user_history", "item", "explanation")
 COLUMNS = ("sheet_id", "case", "code", *SHOWN, *CRITERIA)
-LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
-"""Of a code: none that looks like another."""
+LETTERS = "BCDFGHJKLMNPQRSTVWXZ23456789"
+"""Of a code: none that looks like another, and no vowel, lest a spreadsheet read 39E675 as a number
+or 01-JULY22 as a date."""
 FORMAT = 1
 """Of `key.json`."""
 
@@ -60,7 +61,7 @@ class Case:
 def shared_cases(
     explained: Mapping[str, Mapping[str, np.ndarray]], data: Feedback, liked: int = 10
 ) -> list[Case]:
-    """The (user, item) pairs that every system explains in words, in order of their ids.
+    """The (user, item) pairs that every system was asked to explain, in order of their ids.
 
     Args:
         explained: predictions by system, with the columns `explain/*`.
@@ -82,13 +83,16 @@ def shared_cases(
     ]
 
 
+NOTHING = "(no explanation)"
+
+
 def texts_of(columns: Mapping[str, np.ndarray]) -> dict[tuple[str, str], str]:
-    """Explanations by (user, item); the first of each pair, and no empty one."""
+    """Explanations by (user, item), the first of each pair. A system that said nothing is rated for
+    that."""
     names = ("explain/users", "explain/items", "explain/texts")
     found: dict[tuple[str, str], str] = {}
     for user, item, text in zip(*(columns[name].tolist() for name in names), strict=True):
-        if said := one_line(text):
-            found.setdefault((str(user), str(item)), said)
+        found.setdefault((str(user), str(item)), one_line(text) or NOTHING)
     return found
 
 
@@ -182,7 +186,7 @@ def export(
 def fresh_code(rng: np.random.Generator, taken: Mapping[str, Any]) -> str:
     while True:
         code = "".join(LETTERS[at] for at in rng.integers(0, len(LETTERS), 6))
-        if code not in taken:
+        if code not in taken and not code.isdigit():
             return code
 
 
@@ -196,7 +200,7 @@ def lay_out(
         case = cases[names[at]]
         for system in rng.permutation(list(SYSTEMS)).tolist():
             code = fresh_code(rng, codes)
-            shown = ["; ".join(case.liked), case.title, case.texts[system]]
+            shown = [" | ".join(case.liked), case.title, case.texts[system]]
             codes[code] = {"sheet": sheet, "case": names[at], "system": system}
             codes[code]["content"] = content_of(shown)
             rows.append([sheet, names[at], code, *shown, *[""] * len(CRITERIA)])

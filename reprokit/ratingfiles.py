@@ -210,11 +210,14 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pl.DataFrame:
         if kind is not str:
             right = pl.col(name).is_between(0.5, 5) if kind is float else pl.col(name) >= 0
             sound.append(right.fill_null(False).all())
+    reason = "other columns than " + ",".join(columns)
     try:
+        with opened(path) as file:  # polars goes by place, not by name
+            named = file.readline().decode("utf-8-sig", "replace").strip() == ",".join(columns)
         table = pl.read_csv(path, schema={name: kinds[kind] for name, kind in columns.items()})
-        if len(table) and all(table.select(sound).row(0)):
+        if named and len(table) and all(table.select(sound).row(0)):
             return table
-        reason = "a field that is missing or out of range"
+        reason = "a field that is missing or out of range" if named else reason
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).partition("\n")[0]
     for _ in csv_rows(path, columns):
@@ -260,6 +263,8 @@ def movielens_csv(name: str, ratings: Path, movies: Path) -> Feedback:
     table = read_csv_ratings(ratings)
     rows = list(csv_rows(movies, FILM_COLUMNS))
     titles, genres = {row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows}
+    if len(titles) < len(rows):
+        raise DataError(f"{movies}: {len(rows) - len(titles):,} films stand there twice")
     return assembled(name, table, films(table, titles, genres, ratings.parent.parent))
 
 

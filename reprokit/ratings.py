@@ -217,8 +217,8 @@ def halves(base: Feedback, seed: int = 0) -> Feedback:
 def recipe(
     name: str, read: Callable[..., Feedback], *paths: Path, kind: str = "", seed: int = 0
 ) -> Feedback:
-    """A data set of a kind: "", "cold", "cross" or "pseudo". Paths after the second are those of
-    the books that a cross-domain set is tested on."""
+    """A data set of a kind: "", "random", "cold", "cross" or "pseudo". Paths after the second are
+    those of the books that a cross-domain set is tested on."""
     base = read(name, *paths[:2])
     if kind in ("cross", "pseudo"):
         if paths[2:]:
@@ -228,7 +228,7 @@ def recipe(
         else:
             data = halves(base, seed)
     else:
-        data = split_by_user(base)
+        data = split_by_user(base, "random" if kind == "random" else "time", seed)
         data = cold_start(data, seed=seed) if kind == "cold" else data
     if tags := paths and find(paths[0].parent, "tags.csv"):
         data = with_tags(data, base, tags)
@@ -265,7 +265,7 @@ def _sources() -> dict[str, Source]:
     }
     found: dict[str, Source] = {}
     for name, (read, files, beside, sizes) in movielens.items():
-        for kind in ("", "cold", "cross", "pseudo"):
+        for kind in ("", "random", "cold", "cross", "pseudo"):
             two = kind in ("cross", "pseudo")
             found[f"{name}-{kind}".rstrip("-")] = Source(
                 partial(recipe, f"{name}-{kind}".rstrip("-"), read, kind=kind),
@@ -325,6 +325,7 @@ def _demos() -> dict[str, Source]:
     both = partial(invented, domains=(0, 1))
     notes = {
         "": PEOPLE_NOTE,
+        "random": PEOPLE_NOTE,
         "cold": PEOPLE_NOTE,
         "cross": f"{PEOPLE_NOTE}; {cross}",
         "pseudo": f"{PEOPLE_NOTE}; {cross}; {PSEUDO_NOTE}",
@@ -350,6 +351,7 @@ DEMO_SIZES: dict[str, dict[str, int]] = {
     kind: {"users": users, "items": items, "train": train}
     for kind, users, items, train in (
         ("", 400, 200, 9_000),
+        ("random", 400, 200, 9_000),
         ("cold", 400, 200, 6_500),
         ("cross", 400, 350, 4_500),
         ("pseudo", 400, 350, 4_500),
@@ -357,8 +359,8 @@ DEMO_SIZES: dict[str, dict[str, int]] = {
     )
 }
 FEEDBACK_DATA: Mapping[str, Source] = {**_sources(), **_demos()}
-"""Every data set by name. "-cold": new users and new items; "-cross": another domain; "-pseudo":
-the same, with invented histories."""
+"""Every data set by name. "-random": split at random; "-cold": new users and new items; "-cross":
+another domain; "-pseudo": the same, with invented histories."""
 
 
 @lru_cache(maxsize=2)

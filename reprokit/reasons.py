@@ -27,6 +27,8 @@ from reprokit.lexicon import STOPWORDS, split_sentences, tokens
 from reprokit.runs import RequestError
 
 SOURCES = ("review", "template", "plain")
+REVISION = 1
+"""Of how a reason is found and worded: raised when a change moves one."""
 MOST = 3
 """Items in `evidence`."""
 CELLS = 1 << 22
@@ -250,6 +252,13 @@ def shared(
         found[some, : best.shape[1]] = best
         places[own, near] = 0
     return found
+
+
+def phrases() -> list[str]:
+    """The words of the templates, as they stand inside a sentence: for a tokenizer of our own."""
+    shared_words = [shared_text(liked, [""]).rstrip() for liked in (True, False)]
+    plain_words = [plain_text(True, "x", "").partition(" x")[0], plain_text(False, "x", "")[5:]]
+    return [f" {text.strip()}" for text in (*shared_words, *plain_words)]
 
 
 def shared_text(liked: bool, names: list[str]) -> str:

@@ -38,7 +38,7 @@ REVISION = 1
 """Of the choice of rows and candidates: raised when a change moves one."""
 FULL_CELLS = 1 << 23
 """Scores held at once by the full ranking."""
-EXPLAINED = ("users", "items", "titles", "scores", "texts", "references", "evidence")
+EXPLAINED = ("users", "items", "titles", "scores", "texts", "references", "source", "evidence")
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -551,10 +551,12 @@ def told(
         scores, texts: (N,) of the pairs.
         more: (N,) further evidence; empty: none.
     """
-    from reprokit.reasons import evidence, reasons
+    from reprokit.reasons import SOURCES, evidence, reasons
 
     data = arena.data
     found = reasons(data, pairs.rows, facts=arena.settings.reason_facts)
+    counted = ", ".join(f"{count:,} {name}" for name, count in found.counts.items())
+    arena.note(f"reference reasons of explained pairs of {data.name}: {counted}")
     rests = [
         evidence(data, int(row), int(item), text) | dict(more[at] if len(more) else {})
         for at, (row, item, text) in enumerate(zip(pairs.rows, pairs.items, texts, strict=True))
@@ -566,6 +568,7 @@ def told(
         "scores": np.asarray(scores, np.float32),
         "texts": np.array(texts),
         "references": np.array([found.texts[at] for at in found.index]),
+        "source": np.array(SOURCES)[found.source],
         "evidence": np.array([json.dumps(one, ensure_ascii=False) for one in rests]),
     }
     return {f"explain/{name}": columns[name] for name in EXPLAINED}

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprokit.click import check, nothing_chosen
+from reprokit.datasets import DataError
 from reprokit.metrics import auc
+from reprokit.reasons import REVISION as REASONS
 from reprokit.recommending import Arena, Held, Pairs, TasteSettings, to_explain, told
-from reprokit.runs import Job, Result, setting
+from reprokit.runs import Job, RequestError, Result, Unavailable, setting
 
 if TYPE_CHECKING:
     from reprokit.feedback import Feedback
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from reprokit.training import Fitted
 
 LLAMA = "huggyllama/llama-7b"
-REVISION = 1
+REVISION = 2
 """Of instructions and models: raised when a change moves their numbers."""
 
 
@@ -111,9 +113,18 @@ class Bench:
 
     def __init__(self, job: Job) -> None:
         from reprokit import backbones, homemade, training
+        from reprokit.alpaca import read_alpaca
         from reprokit.instructions import fixed_words, frame, read_words
+        from reprokit.reasons import phrases
 
         self.job, self.settings = job, job.run.settings
+        if self.settings.stage1 == "alpaca":  # before a model is loaded
+            try:
+                self.alpaca = read_alpaca(job.data_dir)
+            except DataError as error:
+                raise Unavailable(
+                    f"stage 1: {error}; or set stage1=catalogue, which needs no file"
+                ) from None
         self.arena = Arena(job)
         self.data = self.arena.sealed
         self.accelerator = training.make_accelerator()
@@ -122,11 +133,14 @@ class Bench:
         with self.accelerator.main_process_first():
             source, _ = homemade.prepare(
                 s.llm,
-                [f"{data.text(item)}." for item in range(1, data.n_items)],
+                readable(data) if s.llm in homemade.RECIPES else [],
                 frame(data.item_word),
                 job.folder,
                 job.progress.note,
-                wholes=[text for text in fixed_words(data.item_word) if len(text.split()) > 2],
+                wholes=[
+                    *(text for text in fixed_words(data.item_word) if len(text.split()) > 2),
+                    *phrases(),
+                ],
             )
         self.backbone = backbones.load(
             s.llm, source, s.dtype, s.attention, self.accelerator.device, s.checkpointing
@@ -151,24 +165,30 @@ class Bench:
         names = ("llm", "attention", "lora_r", "lora_alpha", "lora_dropout", "lora_targets")
         return {name: getattr(self.settings, name) for name in (*names, "max_tokens")} | {
             "dtype": str(self.backbone.model.dtype),  # what "auto" came to here
-            "backbone": self.job.run.backbone,
-            "revision": REVISION,
+            "backbone": self.job.run.pretrained["llm"],
+            "revision": [REVISION, REASONS],
         }
 
     # --- stage 1 ---
     def stage_one(self) -> str:
         """Instruction tuning of the adapter; returns the stage's id, "" where there is none."""
         from reprokit import training
-        from reprokit.alpaca import Examples, catalogue, read_alpaca
+        from reprokit.alpaca import Examples, catalogue
         from reprokit.explainer import Judged, whole_text_loss
 
         s = self.settings
         if s.stage1 == "none":
             return ""
-        pairs = read_alpaca(self.job.data_dir) if s.stage1 == "alpaca" else catalogue(self.data)
+        pairs = self.alpaca if s.stage1 == "alpaca" else catalogue(self.data)
         examples = Examples(self.backbone.tokenizer, pairs, s.max_tokens)
         self.counts["instructions of stage 1"] = len(examples)
         self.counts["instructions of stage 1 that are too long"] = len(pairs) - len(examples)
+        if len(examples) < 2:
+            raise RequestError(
+                f"stage 1: of {len(pairs):,} instructions {len(examples)} fit into "
+                f"{s.max_tokens} tokens, and one to learn from and one to choose by are the "
+                "least: raise max_tokens, or set stage1=none"
+            )
         held = max(1, len(examples) // 20)
         order = training.generator(self.job.run.seed, "stage 1").permutation(len(examples))
         valid, train = order[:held], order[held:]
@@ -204,14 +224,21 @@ class Bench:
     # --- stage 2 ---
     @cached_property
     def train_rows(self) -> np.ndarray:
-        """Training rows that have a history: a fixed random sample, or the first shots of it."""
+        """Training rows that have a history: a fixed random sample, or K of them by the seed."""
         s, data = self.settings, self.data
-        rows = data.rows("train")
-        rows = rows[data.history_end[rows] > data.starts[data.users[rows]]]
+        every = data.rows("train")
+        rows = every[data.history_end[every] > data.starts[data.users[every]]]
+        self.counts["training rows without a history, left out"] = len(every) - len(rows)
         order = np.random.default_rng([s.list_seed, 7]).permutation(len(rows))
         if s.shots:  # TALLRec: after a shuffle by the run's seed
             order = np.random.default_rng([self.job.run.seed, 8]).permutation(len(rows))
-        return rows[np.sort(order[: s.shots or s.train_rows])]
+        chosen = rows[np.sort(order[: s.shots or s.train_rows])]
+        if len(np.unique(data.labels[chosen])) < 2:
+            raise Unavailable(
+                f"{data.name}: the {len(chosen)} training rows of seed {self.job.run.seed} are all "
+                "liked, or all disliked: nothing can be learnt from them; take more shots"
+            )
+        return chosen
 
     def stage_two(
         self,
@@ -229,13 +256,18 @@ class Bench:
         from reprokit.bench import scored
 
         s, labels = self.settings, self.arena.valid.labels
-        self.note_prompts(prompts)
         self.seed("stage 2")
         fitted = training.stage(
             self.job,
             self.accelerator,
             model,
-            {**what, **self.reading, "rows": [s.shots, s.train_rows], "valid": s.valid_rows},
+            {
+                **what,
+                **self.reading,
+                "rows": [s.shots, s.train_rows],
+                "valid": s.valid_rows,
+                "list seed": s.list_seed,  # draws both
+            },
             loss,
             batch,
             len(prompts),
@@ -262,7 +294,7 @@ class Bench:
         return fitted
 
     def note_prompts(self, prompts: Instructions) -> None:
-        """Count what was cut from prompts that are scored or trained on."""
+        """Count what was cut from prompts that are trained on."""
         for name, value in (("prompts cut", prompts.shortened), ("items cut", prompts.dropped)):
             self.counts[name] = self.counts.get(name, 0) + value
 
@@ -331,8 +363,8 @@ class Bench:
         notes, dataset, s = [], self.job.run.dataset, self.settings
         if cut := self.counts.get("prompts cut"):
             notes.append(
-                f"{cut:,} prompts of {dataset} lost {self.counts['items cut']:,} history items to "
-                f"the limit of {s.max_tokens} tokens"
+                f"{cut:,} training prompts of {dataset} lost {self.counts['items cut']:,} history "
+                f"items to the limit of {s.max_tokens} tokens"
             )
         if self.sources:
             told = ", ".join(f"{count:,} {name}" for name, count in self.sources.items())
@@ -387,6 +419,20 @@ def examples(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return found
 
 
+REVIEWS = 3000
+"""Training reviews that a language model of our own may read."""
+
+
+def readable(data: Feedback) -> list[str]:
+    """What a language model of our own may read: items' texts, and some training reviews, whose
+    words reasons are made of."""
+    texts = [f"{data.text(item)}." for item in range(1, data.n_items)]
+    if data.reviews is None:
+        return texts
+    reviews = dict.fromkeys(data.reviews[row] for row in data.rows("train").tolist())
+    return texts + [text for text in reviews if text.strip()][:REVIEWS]
+
+
 def source_genres(data: Feedback) -> dict[str, str]:
     """Which genre of the trained domain stands for each genre of another one."""
     from reprokit.splitting import genre_map
@@ -438,11 +484,23 @@ def run_tallrec(job: Job) -> Result:
     def explain(held_out: Held) -> dict[str, np.ndarray]:
         return bench.explanations(model, held_out, asked, score, consistency=False)
 
-    return bench.result(score, fitted, {}, explain if s.explain_rows else None)
+    explaining = s.explain_rows and not bench.data.is_cold
+    return bench.result(score, fitted, {}, explain if explaining else None)
 
 
 def instructions(bench: Bench, rows: np.ndarray, items: np.ndarray, **more: Any) -> Instructions:
     from reprokit.instructions import Instructions
 
     s = bench.settings
-    return Instructions(bench.words, bench.data, rows, items, s.history, limit=s.max_tokens, **more)
+    made = Instructions(
+        bench.words,
+        bench.data,
+        rows,
+        items,
+        s.history,
+        limit=s.max_tokens,
+        facts=s.reason_facts,
+        **more,
+    )
+    bench.note_prompts(made)
+    return made

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from test_recommending import feedback
 
-from reprokit import cli, human
+from reprokit import cli, human, rating_forms
 from reprokit.agreement import Bootstrap, compare, holm, krippendorff
-from reprokit.human import HUMAN, HUMAN_DATA, collected, explaining_runs, ratings_of, read_key
+from reprokit.human import HUMAN, HUMAN_DATA, explaining_runs, read_key, read_sheets
 from reprokit.plan import Plan, Request, Spot
 from reprokit.progress import Progress
 from reprokit.rating_forms import COLUMNS, CRITERIA, SYSTEMS, Case, export, shared_cases
@@ -146,6 +146,13 @@ def test_a_key_is_never_written_over(study: Path):
     assert before == after
 
 
+def test_no_code_is_read_as_a_number_or_a_date(monkeypatch: pytest.MonkeyPatch):
+    assert not set("AEIOUY01") & set(rating_forms.LETTERS)  # 39E675, 01-JULY22
+    monkeypatch.setattr(rating_forms, "LETTERS", "2X")
+    rng = np.random.default_rng(0)
+    assert not any(rating_forms.fresh_code(rng, {}).isdigit() for _ in range(500))
+
+
 def test_no_cell_is_a_formula(study: Path):
     for line in lines_of(study / "rater-01.csv"):
         assert not any(cell.startswith(("=", "+", "-", "@")) for cell in line.values())
@@ -238,8 +245,6 @@ def test_ratings_that_come_back_fill_the_table(study: Path, capsys: pytest.Captu
     assert rows[1][1:] == ["4.00", "2.00", "3.00"]
     text = (out / "human.md").read_text()
     assert "4.2" in text and "alpha" in text and "Synthetic data" in text
-    assert ratings_of([study / "returned"], key)["usefulness/narre"] == 3.0
-    assert collected(study)["usefulness/explainrec"] == 4.0  # type: ignore[index]
 
 
 def test_each_line_that_cannot_be_used_is_named_and_left_out(
@@ -251,7 +256,8 @@ def test_each_line_that_cannot_be_used_is_named_and_left_out(
     damage(path, 3, lambda line: line.update(clarity=""))
     damage(path, 4, lambda line: line.update(code="XXXXXX"))
     damage(path, 5, lambda line: line.update(explanation="Mine is better"))
-    damage(path, 6, lambda line: line.update(lines[5]))  # line 7 once more
+    damage(path, 6, lambda line: line.update(lines[5]))  # line 7 once more, which then differs
+    damage(path, 7, lambda line: line.update(usefulness="1"))
     damage(path, 8, lambda line: line.update(usefulness=" 4.0"))  # as a spreadsheet may show it
     damage(path, 9, lambda line: line.update(usefulness="four"))
     damage(path, 10, lambda line: line.update(sheet_id="02-AAAAAA"))
@@ -262,10 +268,10 @@ def test_each_line_that_cannot_be_used_is_named_and_left_out(
     sheet = lines[0]["sheet_id"]
     assert said == [
         f"{first} 2: accuracy '6' is not 1 to 5",
-        f"{first} 3: clarity is missing",
+        f"{first} 3: clarity missing",
         f"{first} 4: code 'XXXXXX' is not in the key",
         f"{first} 5: the history, the item or the explanation was changed",
-        f"{first} 7: code {lines[5]['code']} stands in {path}, line 6 already, which counts",
+        f"{first} 7: code {lines[5]['code']} is rated otherwise in {path}, line 6, which counts",
         f"{first} 9: usefulness 'four' is not 1 to 5",
         f"{first} 10: code {lines[8]['code']} belongs to sheet {sheet}, {lines[8]['case']}",
         f"reprokit: sheet {sheet}: 3 of its 15 lines are missing",
@@ -277,11 +283,84 @@ def test_each_line_that_cannot_be_used_is_named_and_left_out(
     assert "--strict: 8 faults" in capsys.readouterr().err
 
 
-def test_a_sheet_that_comes_twice_counts_once(study: Path):
+def copy_of(path: Path, name: str, change: Callable[[int], dict[str, str]]) -> Path:
+    """Another save of a returned sheet, each line changed by its index."""
+    other = path.with_name(name)
+    other.write_bytes(path.read_bytes())
+    for at in range(len(lines_of(path))):
+        damage(other, at + 2, lambda line, at=at: line.update(change(at)))
+    return other
+
+
+BLANK = dict.fromkeys(CRITERIA, "")
+
+
+def test_a_sheet_that_comes_twice_counts_once_and_is_no_problem(study: Path):
     path = fill(study, "rater-01.csv")
     path.with_name("rater-01 (1).csv").write_bytes(path.read_bytes())
-    reading = human.read_sheets([study / "returned"], read_key(study / "key.json"))
-    assert len(reading.ratings) == 15 == reading.left_out
+    reading = read_sheets([study / "returned"], read_key(study / "key.json"))
+    assert len(reading.ratings) == 15
+    assert (reading.problems, reading.left_out, reading.blank) == ([], 0, 0)
+
+
+def test_an_early_save_with_blanks_does_not_block_the_complete_one(study: Path):
+    path, key = fill(study, "rater-01.csv"), read_key(study / "key.json")
+    alone = read_sheets([path], key)
+    # Read first, by its name: one line half rated, one with a fault, and all the others blank.
+    half, wrong = {**BLANK, "usefulness": str(truth(lines_of(path)[3]["code"], key)[0])}, "9"
+    saved = copy_of(path, "rater-01 (1).csv", lambda at: half if at == 3 else BLANK)
+    both = read_sheets([study / "returned"], key)
+    assert (both.ratings, both.problems, both.blank) == (alone.ratings, [], 0)
+    damage(saved, 2, lambda line: line.update(clarity=wrong))
+    both = read_sheets([study / "returned"], key)
+    assert both.ratings == alone.ratings
+    assert both.problems == [f"{saved}, line 2: clarity '9' is not 1 to 5"]
+
+
+def test_copies_whose_ratings_differ_are_named(study: Path):
+    path, key = fill(study, "rater-01.csv"), read_key(study / "key.json")
+    code, (first, *_) = lines_of(path)[0]["code"], truth(lines_of(path)[0]["code"], key)
+    late = {"usefulness": str(first % 5 + 1)}
+    saved = copy_of(path, "rater-01-b.csv", lambda at: late if at == 0 else {})
+    reading = read_sheets([study / "returned"], key)
+    assert reading.places[code] == f"{saved}, line 2"  # first by name
+    told = f"{path}, line 2: code {code} is rated otherwise in {saved}, line 2, which counts"
+    assert (reading.problems, reading.left_out) == ([told], 1)
+
+
+def test_lines_left_blank_on_a_sheet_that_was_answered_are_counted(study: Path):
+    path, key = fill(study, "rater-01.csv"), read_key(study / "key.json")
+    for number in (4, 5):
+        damage(path, number, lambda line: line.update(BLANK))
+    reading = read_sheets([path], key)
+    sheet = lines_of(path)[0]["sheet_id"]
+    assert reading.problems == [f"sheet {sheet}: 2 of its 15 lines are blank"]
+    assert (len(reading.ratings), reading.left_out, reading.blank) == (13, 0, 2)
+
+
+def test_the_blank_originals_beside_what_came_back_are_no_problem(study: Path):
+    fill(study, "rater-01.csv")
+    arguments = ["human", "analyse", str(study / "returned"), str(study)]
+    for _ in range(2):  # the second time our own human.csv lies there too
+        assert cli.main([*arguments, "--key", str(study / "key.json"), "--strict"]) == 0
+    report = json.loads((study / "human.json").read_text())
+    assert (report["raters"], report["lines"], report["lines_left_out"]) == (1, 15, 0)
+    assert (report["lines_blank"], report["problems"]) == (30, [])
+
+
+def test_no_cell_that_came_back_reaches_the_terminal_with_its_escape_sequences(
+    study: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = fill(study, "rater-01.csv")
+    damage(path, 2, lambda line: line.update(code="\x1b[2Jgone\r\n\x07"))
+    damage(path, 3, lambda line: line.update(accuracy="\x1b]0;title\x07\u202e5"))
+    assert cli.main(["human", "analyse", str(path), "--key", str(study / "key.json")]) == 0
+    said = capsys.readouterr()
+    assert "code '[2JGONE' is not in the key" in said.err
+    assert "accuracy ']0;title 5' is not 1 to 5" in said.err
+    written = "".join((study / f"human.{kind}").read_text() for kind in ("md", "csv", "json"))
+    for text in (said.err, said.out, written):
+        assert all(c.isprintable() or c == "\n" for c in text)
 
 
 @pytest.mark.parametrize(
@@ -423,10 +502,13 @@ def test_a_case_is_what_all_three_explain_with_what_the_user_liked_before():
     later = data.item_ids[data.items[row + 1]]
     explained = {
         "explainrec": columns([user, user], [item, later], ["so\n so\x07", "good"]),
-        "tallrec": columns([user, user], [later, item], ["", "yes"]),  # nothing said: no case
+        "tallrec": columns([user, user], [later, item], ["", "yes"]),
         "narre": columns([user, user, user], [item, item, later], ["a review", "other", "x"]),
     }
-    (case,) = shared_cases(explained, data, liked=3)
+    cases = {case.item: case for case in shared_cases(explained, data, liked=3)}
+    assert cases.keys() == {item, later}
+    assert cases[later].texts["tallrec"] == "(no explanation)"  # rated for that
+    case = cases[item]
     assert (case.user, case.item, case.title) == (user, item, data.titles[data.items[row]])
     assert case.texts == {"explainrec": "so so", "tallrec": "yes", "narre": "a review"}
     before = range(data.starts[data.users[row]], data.history_end[row])
@@ -434,7 +516,8 @@ def test_a_case_is_what_all_three_explain_with_what_the_user_liked_before():
     assert list(case.liked) == liked[-3:]
     # Another opinion on a test item changes nothing of what is shown.
     labels = np.where(data.split == 2, 1 - data.labels, data.labels).astype(np.int8)
-    assert shared_cases(explained, dataclasses.replace(data, labels=labels), liked=3) == [case]
+    again = shared_cases(explained, dataclasses.replace(data, labels=labels), liked=3)
+    assert again == shared_cases(explained, data, liked=3)
 
 
 def run_of(system: str, dataset: str = "demo-toy", settings: Any = None) -> Run:
@@ -450,7 +533,7 @@ def planned(out: Path, *runs: Run, dataset: str = "") -> Plan:
 
 def test_the_first_run_of_each_system_that_explains_is_taken(tmp_path: Path):
     silent = run_of("tallrec")
-    other = run_of("tallrec", settings=human.HumanSettings(draws=7))
+    other = run_of("tallrec", settings=human.HumanSettings(draws=700))
     runs = [run_of("explainrec"), run_of("narre")]
     store = Store(tmp_path)
     store.save(silent, Result({"x": 1.0}), {})
@@ -497,16 +580,22 @@ def test_the_cells_are_empty_until_sheets_come_back_and_say_how_they_do(tmp_path
     with pytest.raises(Unavailable, match="python -m reprokit human export") as why:
         HUMAN.execute(job(tmp_path, "demo-toy"))
     assert "\n" not in str(why.value)
-    assert collected(tmp_path / "human-study") is None
     folder = tmp_path / "human-study"
     export(cases(), folder, raters=2, items=3, about={"dataset": "demo-toy"})
-    assert collected(folder) is None
-    # A sheet without ratings is no rating.
-    blank = (folder / "rater-01.csv").read_bytes()
-    (folder / "returned" / "rater-01.csv").write_bytes(blank)
-    assert collected(folder) is None
-    with pytest.raises(Unavailable, match="usefulness is missing"):
+    with pytest.raises(Unavailable, match="no rater's sheet is in"):
         HUMAN.execute(job(tmp_path, "demo-toy"))
+    # A sheet without ratings, or without lines, is no rating.
+    blank = (folder / "rater-01.csv").read_bytes()
+    for content, why in ((blank, "9 lines without a rating"), (blank.split(b"\n")[0], "no line")):
+        (folder / "returned" / "rater-01.csv").write_bytes(content)
+        with pytest.raises(Unavailable, match=f"no usable line in the sheets: {why}") as told:
+            HUMAN.execute(job(tmp_path, "demo-toy"))
+        assert "\n" not in str(told.value)
+
+
+def test_an_interval_from_few_draws_is_refused():
+    with pytest.raises(ValueError, match="draws must be at least 100 .* got 0"):
+        human.HumanSettings(draws=0)
 
 
 def test_returned_sheets_fill_the_cells_and_more_sheets_change_the_fingerprint(study: Path):
@@ -533,11 +622,11 @@ def test_differences_between_systems_are_tested_and_corrected_together(study: Pa
     for number in (1, 2, 3):
         fill(study, f"rater-0{number}.csv")
     key = read_key(study / "key.json")
-    report = human.analyse(human.read_sheets([study / "returned"], key), key, draws=50)
+    report = human.analyse(read_sheets([study / "returned"], key), key, draws=50)
     pairs = [(one["criterion"], one["first"], one["second"]) for one in report["tests"]]
     assert pairs == [(c, a, b) for c in CRITERIA for a, b in combinations(SYSTEMS, 2)]
     assert [one["p_holm"] for one in report["tests"]] == holm([one["p"] for one in report["tests"]])
     first = report["tests"][0]
     assert (first["pairs"], first["difference"], first["effect"]) == (15, 2.0, 1.0)
-    again = human.analyse(human.read_sheets([study / "returned"], key), key, draws=50)
+    again = human.analyse(read_sheets([study / "returned"], key), key, draws=50)
     assert human.to_markdown(report) == human.to_markdown(again)

@@ -57,7 +57,7 @@ def test_a_test_row_reads_validation_and_no_test_event() -> None:
 
 
 def test_each_history_item_has_its_reason_and_slot() -> None:
-    prompts = made([3], reasons=True, slots=True)
+    prompts = made([3], reasons=True, slots=True, described=True)
     found = reasons(prompts.data, np.array([0, 2, 1]))
     first, second, third = (found.texts[at] for at in found.index)
     text = prompts.text(0)
