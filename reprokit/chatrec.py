@@ -10,10 +10,14 @@ How a list becomes scores:
 - NDCG@10: of the 100 candidates of a list LightGCN's best `shown` are re-ranked. Those that the
   answer names come first, in its order; those it leaves out tie behind them; the candidates that
   were never shown keep LightGCN's order behind all of these.
-- AUC, `auc_by` "list": the rated test items of a user are the candidates, by item id, and an item's
-  score is its reciprocal rank in the answer, 0 where it is left out. An endpoint gives no
-  probabilities, so this is the default. "yes": the log-odds of Yes over No right behind a question
-  about one item, read from a model on this machine.
+- AUC: over all rated test items of the users asked about, not the sample of rows that other systems
+  score. `auc_by` "list": a user's rated test items, in random order, are cut into equal prompts of
+  at most `shown`; each prompt is filled up to `shown` candidates with items that the user has rated
+  in no split, and shuffled (`list_seed`), so that ranks of all prompts compare. The score of a
+  rated item is its reciprocal rank in the answer, 0 where it is left out; an unrated item is in no
+  pair of the AUC. What the best complete answers would reach is told beside it: each prompt's likes
+  first, its dislikes last. An endpoint gives no probabilities, so this is the default. "yes": the
+  log-odds of Yes over No right behind a question about one item, read from a model on this machine.
 
 Titles are matched after case, accents, punctuation, a year and a moved article are set aside, then
 by likeness; a title that is no candidate is dropped and counted.
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ from reprokit.asking import ENDPOINT, Remote, ask
 from reprokit.backbones import SCRATCH, TINY
 from reprokit.click import check, nothing_chosen
 from reprokit.feedback import SPLITS, Feedback
+from reprokit.metrics import auc
 from reprokit.recommending import (
     SAMPLES,
     Arena,
@@ -45,6 +50,7 @@ from reprokit.recommending import (
     TasteSettings,
     scored,
     scores_of,
+    unrated,
 )
 from reprokit.runs import PRESETS, Estimate, Job, RequestError, Result, System, Unavailable, setting
 from reprokit.synthetic import stream
@@ -63,19 +69,30 @@ class ChatRecSettings(TasteSettings):
 
     llm: str = setting(GPT, "Chat-REC's gpt-3.5-turbo, the cheapest of its three")
     history: int = setting(20, "ours; last rated titles of the user")
-    shown: int = setting(20, "candidates in a prompt, as many as in Chat-REC's own test")
+    shown: int = setting(20, "candidates in a prompt, all as long; as in Chat-REC's own test")
     chat_rows: int = setting(200, "users that are asked about, as many as Chat-REC's; cost; 0: all")
     auc_by: str = setting(
-        "list", "list: reciprocal rank in the answer, as an endpoint has no probabilities; or yes"
+        "list",
+        "list: reciprocal rank among `shown` candidates, rated test items and unrated ones, as an "
+        "endpoint has no probabilities; or yes: log-odds. All test rows of chat_rows users",
     )
     max_new_tokens: int = setting(900, "ours; room for 20 titles with a short reason each")
-    cf_preset: str = setting("paper", "whose settings of the LightGCN row the candidates are from")
+    cf_preset: str = setting(
+        "paper",
+        "demo, small or paper: whose LightGCN finds the candidates; --set lightgcn.x changes the "
+        "LightGCN row alone",
+    )
+    cf: Any = field(default=None, metadata={"why": "of the LightGCN row at cf_preset"})
+    """`tastes.LightGCNSettings` of the recommender; `Reranking.configure` fills them in."""
+    cf_revision: int | None = field(default=None, metadata={"why": "of LightGCN's code"})
     workers: int = setting(8, "requests at once")
     batch: int = setting(8, "prompts that a model on this machine answers at once")
     dtype: str = setting("auto", "of a model on this machine")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.cf, dict):  # as a run is stored
+            object.__setattr__(self, "cf", tastes.LightGCNSettings(**self.cf))
         check("chat_rows", self.chat_rows, self.chat_rows >= 0)
         for name in ("history", "shown", "max_new_tokens", "workers", "batch"):
             check(name, getattr(self, name), getattr(self, name) > 0)
@@ -195,10 +212,11 @@ def reciprocal(reading: Reading, count: int) -> np.ndarray:
     return made
 
 
-def groups(users: np.ndarray, items: np.ndarray, most: int) -> list[np.ndarray]:
-    """Numbers of the rated pairs that stand in one prompt: those of a user, by item id, in equal
-    parts of at most `most`."""
-    order = np.lexsort((items, users))
+# --- the prompts of the AUC ---------------------------------------------------------------------
+def groups(users: np.ndarray, most: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Numbers of the rated pairs that stand in one prompt: those of a user, in random order, in
+    equal parts of at most `most`."""
+    order = np.lexsort((rng.permutation(len(users)), users))
     cuts = np.flatnonzero(np.diff(users[order])) + 1
     found = []
     for part in np.split(order, cuts) if len(order) else []:
@@ -206,37 +224,102 @@ def groups(users: np.ndarray, items: np.ndarray, most: int) -> list[np.ndarray]:
     return found
 
 
+@dataclass(frozen=True)
+class RatedPrompts:
+    """Rated pairs among unrated items, as they are asked about: P prompts of K candidates."""
+
+    rows: np.ndarray
+    """(P,), event numbers: the context of each prompt."""
+    items: np.ndarray
+    """(P, K), item ids."""
+    pair: np.ndarray
+    """(P, K), the number of each candidate's rated pair; -1 for an unrated item."""
+
+    @classmethod
+    def of(cls, data: Feedback, pairs: Pairs, shown: int, seed: int) -> RatedPrompts:
+        """Every pair once. Raises RequestError where a user has too few unrated items."""
+        rng, users = stream(seed, "chat prompts"), data.users[pairs.rows].astype(np.int64)
+        parts = groups(users, shown, rng)
+        pair = np.full((len(parts), shown), -1)
+        for at, part in enumerate(parts):
+            pair[at, : len(part)] = part
+        rows = pairs.rows[pair[:, 0]]
+        missing = (pair < 0).sum(axis=1)
+        width, people = int(missing.max(initial=0)), data.users[rows].astype(np.int64)
+        if (data.n_items - 1 - np.diff(data.starts)[people] < width).any():
+            raise RequestError(
+                f"{data.name}: not every user has {width} unrated items, which a prompt of {shown} "
+                "candidates needs: lower chatrec.shown"
+            )
+        # Permuted, because the first of a user's drawn items are no uniform sample.
+        drawn = rng.permuted(unrated(data, people, width, rng), axis=1)
+        items = np.zeros(pair.shape, np.int64)
+        items[:, shown - width :] = drawn
+        items = np.where(pair >= 0, pairs.items[pair], items)
+        order = rng.permuted(np.tile(np.arange(shown), (len(parts), 1)), axis=1)
+        placed = (np.take_along_axis(column, order, axis=1) for column in (items, pair))
+        return cls(rows, *placed)
+
+    @property
+    def unrated(self) -> int:
+        """How many candidates are in no pair."""
+        return int((self.pair < 0).sum())
+
+    def scores(self, values: np.ndarray) -> np.ndarray:
+        """Those of the rated pairs, (N,), from those of the candidates, (P, K)."""
+        mine = self.pair >= 0
+        made = np.zeros(int(mine.sum()), np.float32)
+        made[self.pair[mine]] = values[mine]
+        return made
+
+    def oracle(self, labels: np.ndarray) -> np.ndarray:
+        """Scores of the rated pairs, (N,), where an answer names all candidates of a prompt, the
+        likes first and the dislikes last: no complete answers have a larger AUC."""
+        late = np.where(self.pair < 0, 1, np.where(labels[self.pair] == 1, 0, 2))
+        values = np.empty(late.shape, np.float32)
+        order = np.argsort(late, axis=1, kind="stable")
+        ranks = np.arange(1, late.shape[1] + 1)
+        np.put_along_axis(values, order, (1 / ranks).astype(np.float32)[None], axis=1)
+        return self.scores(values)
+
+
 # --- the run ------------------------------------------------------------------------------------
 Candidates = Callable[[Arena], tuple[Score, dict[str, Any], float]]
 """Trains a recommender: (its score, what chose it, seconds of earlier starts)."""
 
 
-def asked_users(arena: Arena, held: Held) -> np.ndarray:
-    """The users that are asked about: a fixed random choice of those with rated test pairs, and
+def asked_users(arena: Arena, whole: Held) -> np.ndarray:
+    """The users that are asked about: a fixed random choice of those with rated test rows, and
     with a list where lists are ranked."""
-    s, users = arena.settings, arena.data.users
-    found = np.unique(users[held.pairs.rows])
-    if held.lists is not None:
-        found = np.intersect1d(found, users[held.lists.rows])
+    data = arena.sealed
+    found = np.unique(data.users[data.rows("test")])
+    if whole.lists is not None:
+        found = np.intersect1d(found, data.users[whole.lists.rows])
     count = arena.job.run.settings.chat_rows
     if count and len(found) > count:
-        found = np.sort(stream(s.list_seed, "chat users").choice(found, count, replace=False))
+        rng = stream(arena.settings.list_seed, "chat users")
+        found = np.sort(rng.choice(found, count, replace=False))
     return found
 
 
-def part_of(held: Held, users: np.ndarray, asked: np.ndarray) -> Held:
-    """A split reduced to some users. `users`: of every event."""
-    mine, lists = np.isin(users[held.pairs.rows], asked), held.lists
+def held_of(arena: Arena, whole: Held, asked: np.ndarray) -> Held:
+    """What is asked of some users: all their rated test rows, and their lists of the split's."""
+    data, lists = arena.data, whole.lists
+    every = data.rows("test")
+    rows = every[np.isin(data.users[every], asked)]
     if lists is not None:
-        ranked = np.isin(users[lists.rows], asked)
+        ranked = np.isin(data.users[lists.rows], asked)
         lists = Pairs(lists.rows[ranked], lists.items[ranked], lists.width)
     return replace(
-        held,
-        pairs=Pairs(held.pairs.rows[mine], held.pairs.items[mine]),
-        labels=held.labels[mine],
-        group=held.group[mine],
+        whole,
+        pairs=Pairs(rows, data.items[rows].astype(np.int64)),
+        labels=data.labels[rows],
+        group=data.group[rows],
         lists=lists,
-        ids={name: column[mine] for name, column in held.ids.items()},
+        ids={
+            "users": np.array(data.user_ids)[data.users[rows]],
+            "items": np.array(data.item_ids)[data.items[rows]],
+        },
     )
 
 
@@ -246,8 +329,8 @@ class Chat:
     def __init__(self, arena: Arena) -> None:
         self.arena, self.job = arena, arena.job
         self.s: ChatRecSettings = arena.job.run.settings
-        self.data = arena.data
-        self.scale = scale_of(arena.data)
+        self.data = arena.sealed
+        self.scale = scale_of(self.data)
         self.counts: Counter[str] = Counter()
         self.facts: list[str] = []
 
@@ -311,17 +394,11 @@ class Chat:
         made: np.ndarray = reranked(scores, order, shown, readings).ravel()
         return made
 
-    def rated(self, pairs: Pairs) -> np.ndarray:
+    def rated(self, asked: RatedPrompts) -> np.ndarray:
         """Scores of the rated pairs, (N,)."""
-        if self.s.auc_by == "yes":
-            return self.log_odds(pairs)
-        parts = groups(self.data.users[pairs.rows], pairs.items, self.s.shown)
-        rows = np.array([pairs.rows[part[0]] for part in parts], np.int64)
-        items = [pairs.items[part].tolist() for part in parts]
-        made = np.zeros(len(pairs), np.float32)
-        for part, reading in zip(parts, self.rank(rows, items, "rankings of rated"), strict=True):
-            made[part] = reciprocal(reading, len(part))
-        return made
+        readings = self.rank(asked.rows, asked.items.tolist(), "rankings of rated items")
+        width = asked.items.shape[1]
+        return asked.scores(np.stack([reciprocal(reading, width) for reading in readings]))
 
     def log_odds(self, pairs: Pairs) -> np.ndarray:
         """Log-odds of Yes over No behind a question about each pair, (N,)."""
@@ -389,16 +466,9 @@ def check_reachable(s: ChatRecSettings, folder: Path) -> None:
         )
 
 
-def cf_settings(s: ChatRecSettings, dataset: str = "") -> Any:
-    """LightGCN's, with the same rows and lists as ours."""
-    same = {item.name: getattr(s, item.name) for item in fields(TasteSettings)}
-    return tastes.SYSTEMS["lightgcn"].configure(dataset, s.cf_preset, same)
-
-
 def lightgcn(arena: Arena) -> tuple[Score, dict[str, Any], float]:
     """LightGCN as its own row trains it: once for both."""
-    settings = cf_settings(arena.job.run.settings, arena.data.name.removeprefix("demo-"))
-    return tastes.train_lightgcn(arena, settings)
+    return tastes.train_lightgcn(arena, arena.job.run.settings.cf)
 
 
 def run_chatrec(job: Job, candidates: Candidates = lightgcn) -> Result:
@@ -409,7 +479,7 @@ def run_chatrec(job: Job, candidates: Candidates = lightgcn) -> Result:
     found = None if arena.data.is_cold else candidates(arena)  # no lists in cold sets
     whole = arena.test
     asked = asked_users(arena, whole)
-    held = part_of(whole, arena.data.users, asked)
+    held = held_of(arena, whole, asked)
     if len(np.unique(held.labels)) < 2:
         raise RequestError(
             f"{arena.data.name}: the {len(asked):,} users asked about have rated pairs of one "
@@ -421,16 +491,20 @@ def run_chatrec(job: Job, candidates: Candidates = lightgcn) -> Result:
     if held.lists is not None and found is not None:
         score, selection, earlier = found
         ranked = chat.ranked(held.lists, score)
-    rated = chat.rated(held.pairs)
+    if s.auc_by == "yes":
+        rated, told = chat.log_odds(held.pairs), YES_TOLD
+    else:
+        prompts = RatedPrompts.of(arena.sealed, held.pairs, s.shown, s.list_seed)
+        rated, told = chat.rated(prompts), told_of(prompts, held.labels)
     metrics, predictions = scored(held, lambda pairs: rated if pairs is held.pairs else ranked)
-    everyone = len(np.unique(arena.data.users[whole.pairs.rows]))
+    everyone = len(np.unique(arena.sealed.users[arena.sealed.rows("test")]))
     return Result(
         {**metrics, "test/asked_users": len(asked)},
         predictions,
         selection,
         {**arena.data.counts, **arena.counts, **chat.counts},
         deviations_of(s.llm),
-        (*arena.notes, *notes_of(chat, held, len(asked), everyone)),
+        (*arena.notes, *notes_of(chat, held, len(asked), everyone), told, *chat.facts),
         earlier,
     )
 
@@ -443,17 +517,13 @@ def deviations_of(llm: str) -> tuple[str, ...]:
 
 
 def notes_of(chat: Chat, held: Held, asked: int, everyone: int) -> Iterator[str]:
-    s, counts = chat.s, chat.counts
+    counts = chat.counts
     width = held.lists.width if held.lists else 0
     lists = f" and {len(held.lists) // width:,} lists" if held.lists and width else ""
     yield (
         f"asked about {asked:,} of {everyone:,} users: {len(held.pairs):,} rated pairs{lists}; "
-        "other rows of the table are of all users"
+        "other rows of the table are of all users, and their AUC is of a sample of the rated pairs"
     )
-    if s.auc_by == "list":
-        yield "AUC: reciprocal rank in an answer about a user's rated test items, 0 where left out"
-    else:
-        yield "AUC: log-odds of Yes behind a question about each rated pair"
     if counts["answers"]:
         yield (
             f"{counts['answers without a candidate']:,} of {counts['answers']:,} answers name no "
@@ -462,23 +532,51 @@ def notes_of(chat: Chat, held: Held, asked: int, everyone: int) -> Iterator[str]
             f"{counts['titles repeated in answers']:,} named twice; what an answer leaves out is "
             "tied, and has its mid-rank"
         )
-    yield from chat.facts
+
+
+YES_TOLD = "AUC: log-odds of Yes behind a question about each rated test pair of the users asked"
+
+
+def told_of(prompts: RatedPrompts, labels: np.ndarray) -> str:
+    """How the AUC came about, and how large it can be."""
+    count, width = prompts.items.shape
+    return (
+        f"AUC: reciprocal rank in the answer, 0 where left out, of all {len(labels):,} rated test "
+        f"pairs of the users asked about, in {count:,} prompts of {width} candidates each; "
+        f"{prompts.unrated:,} candidates are unrated items, which fill up the prompts and are in "
+        "no pair. Complete answers with a prompt's likes first and dislikes last would have AUC "
+        f"{auc(labels, prompts.oracle(labels)):.4f}"
+    )
 
 
 def estimate_chatrec(settings: ChatRecSettings, sizes: Mapping[str, int]) -> Estimate:
-    """LightGCN's row, and about three prompts for each user asked about."""
-    s = settings
-    prompts = 3 * min(s.chat_rows or sizes["users"], sizes["users"])
+    """LightGCN's row, and for each user asked about the lists and the rated test items."""
+    s, users = settings, sizes["users"]
+    lists = (s.rank_rows or sizes["train"] // 8) / users
+    prompts = min(s.chat_rows or users, users) * (2 + lists + sizes["train"] / 8 / users / s.shown)
     each = 15 / s.workers if s.llm.startswith(ENDPOINT) else 0.01 * s.max_new_tokens
-    base = tastes.SYSTEMS["lightgcn"].estimate(cf_settings(s), sizes)
+    base = tastes.SYSTEMS["lightgcn"].estimate(s.cf, sizes)
     seconds = base.seconds + 20 + prompts * each
     return Estimate(seconds, base.memory + 1e9, base.disk + 20_000 * prompts)
 
 
-CHATREC = System(
+@dataclass(frozen=True)
+class Reranking(System):
+    """A system that re-ranks what LightGCN finds: its runs are identified by LightGCN's too."""
+
+    def configure(self, dataset: str, preset: str, chosen: Mapping[str, Any]) -> Any:
+        """LightGCN's settings are those of its row at `cf_preset`, with our rows and lists."""
+        plain, cf = super().configure(dataset, preset, chosen), tastes.SYSTEMS["lightgcn"]
+        same = {item.name: getattr(plain, item.name) for item in fields(TasteSettings)}
+        theirs = cf.configure(dataset, plain.cf_preset, same)
+        return replace(plain, cf=theirs, cf_revision=cf.revision)
+
+
+CHATREC = Reranking(
     ChatRecSettings,
     run_chatrec,
     estimate_chatrec,
+    revision=2,
     backbone="llm",
     presets={
         "demo": {

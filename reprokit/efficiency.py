@@ -16,20 +16,22 @@ anything, so no cell is held against print. The paper names neither its machine 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from reprokit.datasets import DataError
 from reprokit.progress import Progress
@@ -42,10 +44,14 @@ from reprokit.runs import (
     Run,
     System,
     Unavailable,
-    alone,
     setting,
     write_json,
 )
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FROZEN = ("features", "captions", "candidates", "negatives", "tokens", "asked", "calls")
 """Folders of the results that a measured process shares: what frozen models made, drawn candidates
@@ -60,12 +66,18 @@ TOLD = {"unavailable": Unavailable, "request": RequestError, "data": DataError}
 class EfficiencySettings:
     """What is measured, and how."""
 
-    of: str = setting("tallrec", "the row's", named=True)
+    of: str = field(
+        default="tallrec", metadata={"why": "the row's", "named": True, "settable": False}
+    )
     queries: int = setting(30, "open in the paper; the median of so many is steady")
     warmup: int = setting(5, "ours; the first queries fill caches and are not counted")
-    measured: Any = field(default=None, metadata={"why": "as in Table 1, where the reason stands"})
+    measured: Any = field(
+        default=None, metadata={"why": "as in Table 1, where the reason stands", "settable": False}
+    )
     """Settings of the measured system; `Measuring.configure` fills them in."""
-    revision: int = setting(0, "of the measured system's code")
+    revision: int = field(
+        default=0, metadata={"why": "of the measured system's code", "settable": False}
+    )
 
     def __post_init__(self) -> None:
         if self.queries < 1 or self.warmup < 0:
@@ -88,7 +100,8 @@ class Measuring(System):
 
     def configure(self, dataset: str, preset: str, chosen: Mapping[str, Any]) -> Any:
         """Settings that are not our own, and the models that the user named, are the measured
-        system's; models that it does not have are left out."""
+        system's; models that it does not have are left out. What the user set of the measured
+        system stands under "measured", by name, and wins."""
         ours = {item.name for item in fields(EfficiencySettings)}
         plain = super().configure(dataset, preset, {k: v for k, v in chosen.items() if k in ours})
         other, typed = self.other(plain.of), {"llm": self.backbone, **self.encoders}
@@ -97,7 +110,7 @@ class Measuring(System):
         for kind, key in typed.items():
             if key in chosen and theirs.get(kind):
                 rest[theirs[kind]] = chosen[key]
-        measured = other.configure(dataset, preset, rest)
+        measured = other.configure(dataset, preset, rest | dict(chosen.get("measured") or {}))
         return replace(plain, measured=measured, revision=other.revision)
 
     def pretrained(self, settings: Any) -> dict[str, str]:
@@ -130,17 +143,53 @@ def execute(job: Job, module: str) -> Result:
     """Measure the system that the run names: `train_hours`, `latency_ms`, `memory_gb`.
 
     One measurement at a time, whatever else the command's other processes and other commands with
-    the same results do. Raises what the measured process says, or its last line as RuntimeError.
+    the same results do. Raises what the measured process says, or how it ended as RuntimeError.
     """
+    free_device()
     if int(os.environ.get("RANK", 0)):
         while going(True):
             pass
         return Result({})
     try:
-        with alone(job.folder / "stages" / "efficiency"):
+        with own_turn(job.folder / ".locks" / "efficiency.lock"):
             return measured(job, module)
     finally:
         going(False)
+
+
+def free_device() -> None:
+    """Give back what earlier runs of this process left on the device: the measured one needs it."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+LOCK_SECONDS = 1.0
+"""Between two tries."""
+
+
+@contextmanager
+def own_turn(path: Path) -> Iterator[None]:
+    """As `runs.alone`, but the other processes of the launch are kept going during the wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        while not locked(file):
+            going(True)
+            time.sleep(LOCK_SECONDS)
+        yield
+
+
+def locked(file: IO[bytes]) -> bool:
+    """Whether the lock is ours now. Where the system or the disk has none, nobody waits."""
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+    return True
 
 
 def going(still: bool) -> bool:
@@ -231,8 +280,10 @@ def ask(request: Mapping[str, Any], job: Job, folder: Path) -> dict[str, Any]:
         code = run_child(text, log, job.progress)
         if not answer.is_file():
             lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line for line in reversed(lines) if line.strip()), f"exit status {code}")
-            raise RuntimeError(f"the measured process failed: {last.strip()}")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+            raise RuntimeError(
+                f"the measured process failed: {ending(code)}; the last that it printed: {last}"
+            )
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -243,6 +294,14 @@ def ask(request: Mapping[str, Any], job: Job, folder: Path) -> dict[str, Any]:
         if kind in found:
             raise error(found[kind])
     return found
+
+
+def ending(code: int) -> str:
+    """How a process ended, by what `Popen.wait` returns."""
+    if code >= 0:
+        return f"exit status {code}"
+    names = {one.value: one.name for one in signal.Signals}
+    return f"ended by {names.get(-code, f'signal {-code}')}"
 
 
 def run_child(request: str, log: Path, progress: Progress) -> int:
@@ -267,7 +326,8 @@ def run_child(request: str, log: Path, progress: Progress) -> int:
     finally:
         child.kill()
         child.wait()
-        child.stdin.close()
+        with suppress(BrokenPipeError):  # what it did not read
+            child.stdin.close()
 
 
 LAUNCHED = re.compile(

@@ -130,7 +130,7 @@ SMALL = {
 def tuned(settings: type, execute: Any, **more: Mapping[str, Any]) -> System:
     """A row with a tuned language model; `more` adds to the presets."""
     reads = settings is ExplainRecSettings
-    own = {**OWN, "fusion_lr": 1e-2} if reads else OWN
+    own = {**OWN, "fusion_lr": 1e-2, "beta": 3.0} if reads else OWN
     return System(
         settings,
         execute,

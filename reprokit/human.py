@@ -118,8 +118,7 @@ class Reading:
     left_out: int = 0
     """Lines with a problem."""
     blank: int = 0
-    """Explanations that no copy of their line rates; no problem on a sheet that nobody filled in,
-    which may be the original."""
+    """Explanations that nobody rated; no problem on a sheet that is blank, as the originals are."""
 
     def report(self, problem: str) -> None:
         """What a returned cell holds may be anything, control characters of a terminal included."""
@@ -163,7 +162,8 @@ def read_sheets(paths: Sequence[Path], key: Mapping[str, Any]) -> Reading:
     Raises RequestError where a path does not exist.
     """
     reading = Reading()
-    every = [p for path in paths for p in (sheets_in(path) if path.is_dir() else [path])]
+    every = [p for path in paths for p in (path.glob("*.csv") if path.is_dir() else [path])]
+    every = [path for path in every if path.name != REPORT or path in paths]
     lines = []
     for path in sorted(dict.fromkeys(every), key=lambda path: (path.name, str(path))):
         if not path.is_file():
@@ -185,10 +185,6 @@ def read_sheets(paths: Sequence[Path], key: Mapping[str, Any]) -> Reading:
             if count:
                 reading.report(f"sheet {sheet}: {count} of its {len(own)} lines are {what}")
     return reading
-
-
-def sheets_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.csv") if path.name != REPORT)
 
 
 def read_sheet(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, str]]]:

@@ -10,16 +10,17 @@ import dataclasses
 import difflib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from reprokit import ccf_llm, explainrec, llm_emf, mmrec
 from reprokit.data import Source
 from reprokit.datasets import DATASETS, DataError
-from reprokit.download import digest, megabytes
+from reprokit.download import digest, megabytes, require
+from reprokit.efficiency import Measuring
 from reprokit.runs import PRESETS, RequestError, Run, System
 from reprokit.tables import Column, Row, Table, within
 
@@ -116,19 +117,30 @@ class Plan:
         index, count = self.request.shard
         return tuple(run for at, run in enumerate(runs) if at % count == index - 1)
 
+    def changed(self, run: Run) -> dict[str, Any]:
+        """The settings behind a run that the user changed with --set; where it measures another
+        system, that one's too."""
+        of = getattr(run.settings, "of", "")
+        return {**self.overrides.get(run.system, {}), **self.overrides.get(of, {})}
+
     def chosen(self, run: Run) -> dict[str, Any]:
         """The settings of a run's system that the user chose, with --llm or --set."""
-        return user_settings(self.request, self.overrides, run.paper, run.system)
+        of = getattr(run.settings, "of", "")
+        return user_settings(self.request, self.overrides, run.paper, run.system, of)
 
 
 def user_settings(
-    request: Request, overrides: Mapping[str, Mapping[str, Any]], paper: str, name: str
+    request: Request, overrides: Mapping[str, Mapping[str, Any]], paper: str, name: str, of: str
 ) -> dict[str, Any]:
-    """What the options that name models (see `OPTIONS`) and --set ask of a system; --set wins."""
+    """What the options that name models (see `OPTIONS`) and --set ask of a system; --set wins.
+
+    Of one that measures the system `of`, what is set of that one stands under "measured".
+    """
     system: System = PAPERS[paper].SYSTEMS[name]
     settings = {"llm": system.backbone, **system.encoders}
     typed = {settings.get(kind, ""): model for kind, model in typed_models(request).items()}
-    return {**{key: model for key, model in typed.items() if key}, **overrides.get(name, {})}
+    chosen = {**{key: model for key, model in typed.items() if key}, **overrides.get(name, {})}
+    return chosen | ({"measured": overrides.get(of)} if isinstance(system, Measuring) else {})
 
 
 def typed_models(request: Request) -> dict[str, str]:
@@ -396,8 +408,9 @@ class Planner:
         fingerprint, missing = self.fingerprint(table.paper, dataset, read)
         if missing:
             return (), missing
-        users = user_settings(self.request, self.overrides, table.paper, name)
-        chosen = {**column.settings, **row.settings, **users}
+        declared = {**column.settings, **row.settings}
+        of = declared.get("of", "")
+        chosen = declared | user_settings(self.request, self.overrides, table.paper, name, of)
         try:
             settings = system.configure(dataset, self.request.preset, chosen)
         except ValueError as error:
@@ -492,12 +505,17 @@ def labels_of(table: Table) -> list[str]:
 
 
 def systems_of(tables: Sequence[Table]) -> dict[str, System]:
-    """The systems behind some tables, by name."""
+    """The systems behind some tables, by name, and those that they measure."""
     systems: dict[str, System] = {}
     for table in tables:
-        named = {row.system for row in (*table.rows, *table.sanity)}
-        named |= {column.system for column in table.columns}
-        systems |= {name: PAPERS[table.paper].SYSTEMS[name] for name in named if name}
+        known: Mapping[str, System] = PAPERS[table.paper].SYSTEMS
+        parts: list[Row | Column] = [*table.rows, *table.sanity, *table.columns]
+        for part in parts:
+            if part.system:
+                system = systems[part.system] = known[part.system]
+                of = part.settings.get("of", "")
+                if of and isinstance(system, Measuring):
+                    systems[of] = system.other(of)
     return systems
 
 
@@ -516,7 +534,7 @@ def parse_overrides(texts: Sequence[str], tables: Sequence[Table]) -> dict[str, 
                 f"These targets have: {', '.join(sorted(systems)) or 'none'}."
             )
         items = dataclasses.fields(systems[name].settings)
-        known = {item.name: item for item in items if item.default is not None}
+        known = {item.name: item for item in items if item.metadata.get("settable", True)}
         if key not in known:
             raise RequestError(
                 f"--set {text}: {name} has no setting '{key}'{did_you_mean(key, list(known))} "
@@ -539,20 +557,35 @@ def to_bool(text: str) -> bool:
 def downloads(planned: Plan) -> list[str]:
     """What a dry run would have to fetch first: a line per missing data set and language model."""
     lines = {}
+    for name, look_for in reading(planned):
+        try:
+            look_for(planned.request.data_dir)
+        except DataError:
+            registered = DATASETS[name]
+            size = megabytes(registered.size) if registered.size else "size not known"
+            fetch = f"python -m reprokit data fetch {registered.name}"
+            lines[registered.name] = f"{registered.name} ({size}): {fetch}"
+    return [*lines.values(), *model_downloads(planned)]
+
+
+def reading(planned: Plan) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """The registered data sets that the requested tables and runs read, each by itself, and what
+    raises DataError where a file of it is missing from a data directory."""
+    request = planned.request
     for table in planned.tables:
         for name in table.datasets:
-            source: Source = PAPERS[table.paper].DATASETS[name]
-            wanted = planned.request.preset != "demo" and is_asked(planned.request, name)
-            if not wanted or table.is_left_out(name) or not source.registered:
+            wanted = request.preset != "demo" and is_asked(request, name)
+            if not wanted or table.is_left_out(name):
                 continue
-            try:
-                source.paths(planned.request.data_dir)
-            except DataError:
-                registered = DATASETS[source.registered]
-                size = megabytes(registered.size) if registered.size else "size not known"
-                fetch = f"python -m reprokit data fetch {registered.name}"
-                lines[registered.name] = f"{registered.name} ({size}): {fetch}"
-    return [*lines.values(), *model_downloads(planned)]
+            source: Source | None = PAPERS[table.paper].DATASETS[name]
+            while source:
+                if source.registered:
+                    yield source.registered, dataclasses.replace(source, beside=None).paths
+                source = source.beside
+    trained = (getattr(run.settings, "measured", run.settings) for run in planned.wanted)
+    if any(getattr(settings, "stage1", "") == "alpaca" for settings in trained):
+        files = [file.path for file in DATASETS["alpaca"].files]
+        yield "alpaca", partial(require, "alpaca", paths=files)
 
 
 def model_downloads(planned: Plan) -> Iterator[str]:

@@ -290,7 +290,7 @@ def _sources() -> dict[str, Source]:
 
 def _sized(users: int, items: int, train: int, kind: str) -> dict[str, int]:
     """Sizes of a data set of a kind, for estimates before anything is read."""
-    share = {"": 1.0, "cold": 0.75, "cross": 0.5, "pseudo": 0.5}[kind]
+    share = {"": 1.0, "random": 1.0, "cold": 0.75, "cross": 0.5, "pseudo": 0.5}[kind]
     return {"users": users, "items": items, "train": int(share * train)}
 
 

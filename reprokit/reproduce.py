@@ -379,7 +379,7 @@ def unlike(planned: Plan, spot: Spot, finished: Sequence[Any]) -> str:
     """Why a cell cannot be compared with print; empty where it can."""
     run = spot.runs[0]
     source: Source = PAPERS[run.paper].DATASETS[run.dataset]
-    changed = planned.overrides.get(run.system, {})
+    changed = planned.changed(run)
     reasons = ["synthetic data"] if source.synthetic else []
     reasons += ["another data set than the paper's"] if spot.table.instead else []
     reasons += [f"{name} set to {value}" for name, value in changed.items()]
@@ -449,7 +449,7 @@ def changes(planned: Plan, spots: Sequence[Spot]) -> dict[int, str]:
     found = {}
     for spot in spots:
         for run in spot.runs:
-            if chosen := planned.overrides.get(run.system):
+            if chosen := planned.changed(run):
                 text = ", ".join(f"{name}={value}" for name, value in chosen.items())
                 found[spot.line] = f"settings changed with --set: {text}"
     return found

@@ -2,7 +2,8 @@
 
 Numbers, bullets, quotes, bold type and the reasons behind a dash, a colon or a bar are set aside,
 as are case, accents, punctuation, a year in brackets and the place of an article. What is then no
-candidate's title may still be like one; what is not was invented.
+candidate's title may still be like one; what is not was invented. Where an entry and a candidate
+both have a year in brackets, it is the same: a sequel is not the film it follows.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 ARTICLES = {"the", "a", "an"}
-NUMBERED = re.compile(r"^[\s*_#>]*\(?\d{1,3}[.):\]]\s*[*_]*\s*(?=\S)")
+NUMBERED = re.compile(r"^[\s*_#>]*\(?(\d{1,3})[.):\]]\s*[*_]*\s*(?=\S)")
 BULLET = re.compile(r"^\s*[-*\u2022\u2013\u2014+]\s+(?=\S)")
 BREAK = re.compile(r"\s+[-\u2013\u2014]+\s+|\s*[:\u2014|]\s+|\s*;\s+|\s+because\s+", re.IGNORECASE)
+YEAR = re.compile(r"\((1[89]\d\d|20\d\d)\)")
+ANY_YEAR = re.compile(r"\b(1[89]\d\d|20\d\d)\b")
 QUOTED = re.compile(r"^[\"'\u201c\u2018\u00ab](.+?)[\"'\u201d\u2019\u00bb](?=\W|$)")
 
 
@@ -36,7 +39,8 @@ class Reading:
 class Titles:
     """Candidate titles, ready to be found."""
 
-    titles: Sequence[str]
+    years: Sequence[str]
+    """The year in brackets of each, "" where it has none."""
     known: Mapping[str, list[int]] = field(default_factory=dict)
     """Places by what `plain` makes of a title, with its year and without."""
 
@@ -46,32 +50,38 @@ class Titles:
         for at, title in enumerate(titles):
             for form in {plain(title), plain(without_year(title))} - {""}:
                 known.setdefault(form, []).append(at)
-        return cls(titles, known)
+        return cls([year_of(title) for title in titles], known)
 
     def find(self, entry: str, taken: set[int]) -> int | None:
         """The place of the candidate that an entry is about; of equal titles the first free one.
 
         The longest part of the entry that is a title counts, else the part most like one.
         """
-        parts = [part for text in beginnings(entry) for part in (text, without_year(text))]
-        forms = list(dict.fromkeys(form for part in parts if (form := plain(part))))
-        exact = [form for form in forms if form in self.known]
-        found = exact[0] if exact else self.closest(forms)
-        if found is None:
-            return None
-        places = self.known[found]
-        return next((at for at in places if at not in taken), places[0])
+        forms: dict[tuple[str, str], None] = {}
+        for text, year in beginnings(entry):
+            for part in (text, without_year(text)):
+                if form := plain(part):
+                    forms[form, year] = None
+        exact = (found for form, year in forms if (found := self.places(form, year)))
+        places = next(exact, None) or self.closest(list(forms))
+        return next((at for at in places if at not in taken), places[0]) if places else None
 
-    def closest(self, forms: Sequence[str], cutoff: float = 0.85) -> str | None:
-        """The form of a candidate that is most like one of these, with the same numbers: part II is
-        not part III."""
-        best, found = 0.0, None
-        for form in forms:
+    def places(self, form: str, year: str) -> list[int]:
+        """Of the candidates with a form, those that have no other year."""
+        places = self.known.get(form, ())
+        return [at for at in places if not year or self.years[at] in ("", year)]
+
+    def closest(self, forms: Sequence[tuple[str, str]], cutoff: float = 0.85) -> list[int]:
+        """Places of the form that is most like one of these, with the same numbers: part II is not
+        part III."""
+        best, found = 0.0, list[int]()
+        for form, year in forms:
             alike = [known for known in self.known if numbers(known) == numbers(form)]
+            alike = [known for known in alike if self.places(known, year)]
             for close in difflib.get_close_matches(form, alike, 1, cutoff):
                 ratio = difflib.SequenceMatcher(None, close, form).ratio()
                 if ratio > best:
-                    best, found = ratio, close
+                    best, found = ratio, self.places(close, year)
         return found
 
 
@@ -98,15 +108,32 @@ def without_year(title: str) -> str:
     return re.sub(r"\s*\((18|19|20)\d\d\)\s*$", "", title)
 
 
-def beginnings(entry: str) -> list[str]:
-    """Where the title of an entry may end: at its end, or before a mark behind which a reason
-    stands; the longest first."""
+def year_of(title: str) -> str:
+    """The year in brackets at the end of a title; empty where there is none."""
+    found = YEAR.search(title)
+    return found[1] if found and not title[found.end() :].strip() else ""
+
+
+def beginnings(entry: str) -> list[tuple[str, str]]:
+    """Where the title of an entry may end, each with the year in brackets there: at the entry's
+    end, behind a year, or before a mark behind which a reason stands, the longest first; then at
+    the end of quotes or bold type."""
     text = entry.strip().strip("*_` ").strip()
-    ends = [text[: found.start()] for found in BREAK.finditer(text)]
-    quoted = QUOTED.match(text)
-    bold = re.match(r"(.+?)\*\*", text)
-    spans = [text, *reversed(ends)] + [found[1] for found in (quoted, bold) if found]
-    return [span.strip("*_`\"' \u201c\u201d") for span in spans]
+    ends = {len(text), *(found.end() for found in YEAR.finditer(text))}
+    ends |= {found.start() for found in BREAK.finditer(text) if is_cut(found, text)}
+    spans = [(text[:end], year_of(text[:end])) for end in sorted(ends, reverse=True)]
+    for found in (QUOTED.match(text), re.match(r"(.+?)\*\*", text)):
+        if found:
+            behind = re.match(rf"[\W_]*{YEAR.pattern}", text[found.end() :])
+            spans.append((found[1], behind[1] if behind else year_of(found[1])))
+    return [(span.strip("*_`\"' \u201c\u201d"), year) for span, year in spans]
+
+
+def is_cut(mark: re.Match[str], text: str) -> bool:
+    """Whether what stands behind a mark may be a reason: with a year it is the rest of a title, as
+    in "Alien: Resurrection (1997)". A reason behind a dash may speak of a year without brackets."""
+    rest = text[mark.end() :]
+    return not (ANY_YEAR if mark[0].strip() == ":" else YEAR).search(rest)
 
 
 def entries(reply: str) -> Iterator[tuple[str, bool]]:
@@ -119,14 +146,20 @@ def entries(reply: str) -> Iterator[tuple[str, bool]]:
     if len(lines) == 1:  # "1. A 2. B"
         lines = re.split(r"\s+(?=\d{1,3}[.)]\s)", lines[0])
     for mark in (NUMBERED, BULLET):
-        if any(mark.match(line) for line in lines):
-            for line in lines:
-                if found := mark.match(line):
-                    rest = line[found.end() :]
-                    yield BULLET.sub("", rest), True
+        found = [match for line in lines if (match := mark.match(line))]
+        if found and (mark is BULLET or is_numbered(found, lines)):
+            for match in found:
+                yield BULLET.sub("", match.string[match.end() :]), True
             return
     for line in lines:
         yield line, False
+
+
+def is_numbered(found: Sequence[re.Match[str]], lines: Sequence[str]) -> bool:
+    """Whether numbers before lines are those of a list, from 1 on: "300: Rise of an Empire" is a
+    title. One alone is a list where nothing else stands but what introduces it with a colon."""
+    others = [line for line in lines if not line.rstrip().endswith(":")]
+    return int(found[0][1]) == 1 and (len(found) > 1 or len(others) == 1)
 
 
 def read_ranking(reply: str, titles: Sequence[str]) -> Reading:

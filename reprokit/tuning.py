@@ -294,7 +294,8 @@ class Bench:
         return fitted
 
     def note_prompts(self, prompts: Instructions) -> None:
-        """Count what was cut from prompts that are trained on."""
+        """Count what was cut from prompts: of training rows, and of pairs whenever they are
+        asked about."""
         for name, value in (("prompts cut", prompts.shortened), ("items cut", prompts.dropped)):
             self.counts[name] = self.counts.get(name, 0) + value
 
@@ -363,8 +364,8 @@ class Bench:
         notes, dataset, s = [], self.job.run.dataset, self.settings
         if cut := self.counts.get("prompts cut"):
             notes.append(
-                f"{cut:,} training prompts of {dataset} lost {self.counts['items cut']:,} history "
-                f"items to the limit of {s.max_tokens} tokens"
+                f"{cut:,} prompts of {dataset} lost {self.counts['items cut']:,} history items to "
+                f"the limit of {s.max_tokens} tokens"
             )
         if self.sources:
             told = ", ".join(f"{count:,} {name}" for name, count in self.sources.items())

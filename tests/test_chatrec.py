@@ -21,6 +21,7 @@ from reprokit.asking import Answer
 from reprokit.chatrec import (
     CHATREC,
     ChatRecSettings,
+    RatedPrompts,
     groups,
     profile,
     ranking_prompt,
@@ -33,7 +34,7 @@ from reprokit.chatrec import (
 from reprokit.feedback import Feedback
 from reprokit.metrics import auc, ndcg, ranks
 from reprokit.recommending import Arena, Pairs
-from reprokit.runs import Job, RequestError, Unavailable
+from reprokit.runs import Job, RequestError, Run, Unavailable
 from reprokit.title_lists import Reading, read_ranking
 
 FILMS = [
@@ -63,6 +64,8 @@ FILMS = [
         ("1. Alien - tense 2. Se7en - dark 3. Amélie", (1, 5, 4)),
         ("Alien\nThe Matrix", (1, 0)),
         ("1. Alian (1979)\n2. The Matrx", (1, 0)),
+        ("Here it is:\n1. Alien (1979): as good as Aliens (1986)", (1,)),
+        ("**Se7en** (1995): dark\n'Alien' (1979)", (5, 1)),
         ("I cannot help with that.", ()),
         ("", ()),
     ],
@@ -80,6 +83,32 @@ def test_another_part_of_a_series_is_not_the_candidate():
     known = ["Rocky II (1979)", "Aliens (1986)", "King Kong (1933)", "King Kong (2005)"]
     assert read_ranking("1. Rocky III\n2. Alien 3\n3. Rocki II", known) == Reading((0,), 2, 0)
     assert read_ranking("1. King Kong (2005) - big\n2. King Kong", known).order == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "sequel",
+    [
+        "Alien: Resurrection (1997)",
+        "Alien: Covenant 2017",
+        "Aliens (1986)",
+        "Alien (2003)",
+        "**Alien** (1986)",
+        '"Alien" (1986) - the same again',
+        "Star Wars: Episode VI - Return of the Jedi (1983) - the end",
+        "Star Wars - Return of the Jedi (1983)",
+    ],
+)
+def test_a_sequel_of_another_year_is_invented(sequel: str):
+    known = ["Alien (1979)", "Star Wars (1977)"]
+    assert read_ranking(f"1. {sequel}\n2. Nothing", known) == Reading((), 2, 0)
+
+
+def test_a_title_that_begins_with_a_number_makes_no_numbered_list():
+    known = [*FILMS, "300: Rise of an Empire (2014)"]
+    assert read_ranking("Alien\n300: Rise of an Empire\nSe7en", known).order == (1, 8, 5)
+    assert read_ranking("300: Rise of an Empire", known).order == (8,)
+    assert read_ranking("1. 300: Rise of an Empire\n2. Alien", known).order == (8, 1)
+    assert read_ranking("- Alien\n- 300: Rise of an Empire", known).order == (1, 8)
 
 
 def test_a_greeting_is_no_invented_title():
@@ -120,12 +149,52 @@ def test_an_items_score_is_its_reciprocal_rank_and_zero_where_it_is_left_out():
     assert reciprocal(Reading((2, 0), 0, 0), 4).tolist() == [0.5, 0.0, 1.0, 0.0]
 
 
-def test_the_rated_items_of_a_user_stand_in_equal_prompts_by_item_id():
+def test_the_rated_items_of_a_user_stand_in_equal_prompts():
     users = np.array([2, 1, 2, 2, 1, 2, 2])
-    items = np.array([9, 4, 3, 7, 2, 1, 5])
-    parts = groups(users, items, 3)
-    assert [items[part].tolist() for part in parts] == [[2, 4], [1, 3, 5], [7, 9]]
+    parts = groups(users, 3, np.random.default_rng(0))
+    assert [len(part) for part in parts] == [2, 3, 2]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(7))
     assert all(len(set(users[part])) == 1 for part in parts)
+
+
+def test_every_prompt_holds_as_many_candidates_rated_pairs_once_and_unrated_items():
+    data = feedback()
+    rows = np.concatenate([data.rows("test"), data.rows("valid")[:3]])  # seven rows of one user
+    pairs = Pairs(rows, data.items[rows].astype(np.int64))
+    asked = RatedPrompts.of(data.sealed(), pairs, 5, 7)
+    assert asked.items.shape == (12, 5) == asked.pair.shape
+    assert sorted(asked.pair[asked.pair >= 0].tolist()) == list(range(len(rows)))
+    assert asked.unrated == 60 - len(rows)
+    for row, items, pair in zip(asked.rows, asked.items, asked.pair, strict=True):
+        user = data.users[row]
+        known = set(data.items[data.users == user].tolist())
+        assert len(set(items.tolist())) == 5
+        for item, number in zip(items.tolist(), pair.tolist(), strict=True):
+            if number < 0:
+                assert item not in known and 0 < item < data.n_items
+            else:
+                assert pairs.items[number] == item and data.users[rows[number]] == user
+    assert len({tuple(pair >= 0) for pair in asked.pair}) > 1  # no place of their own
+    again = RatedPrompts.of(data, pairs, 5, 7)
+    assert np.array_equal(asked.items, again.items)
+
+
+def test_the_oracle_is_the_best_of_all_complete_answers():
+    pair = np.array([[0, -1, 1], [2, 3, -1]])
+    asked = RatedPrompts(np.zeros(2, int), pair, pair)
+    labels = np.array([1, 0, 1, 1])
+    found = auc(labels, asked.oracle(labels))
+    every = [1 / np.array(order) for order in itertools.permutations([1, 2, 3])]
+    scores = [asked.scores(np.stack(both)) for both in itertools.product(every, every)]
+    assert found == max(auc(labels, one) for one in scores) == 1.0
+    assert asked.oracle(labels).tolist() == pytest.approx([1, 1 / 3, 1, 1 / 2])
+
+
+def test_a_user_who_has_rated_nearly_everything_is_named_as_too_long_a_prompt():
+    data = feedback(n_items=24)  # three items unrated
+    rows = data.rows("test")
+    with pytest.raises(RequestError, match=r"lower chatrec\.shown"):
+        RatedPrompts.of(data, Pairs(rows, data.items[rows].astype(np.int64)), 8, 0)
 
 
 # --- prompts ------------------------------------------------------------------------------------
@@ -211,11 +280,62 @@ def test_a_model_that_knows_the_taste_reaches_what_the_protocol_allows(
     assert result.metrics["test/auc"] == auc(columns["test/labels"], columns["test/scores"])
     again = ranks(columns["test/lists/scores"])
     assert result.metrics["test/ndcg@10"] == ndcg(again, 10)
-    assert all(len(listed(prompt)) <= 4 for prompt in seen)
+    assert all(len(listed(prompt)) == 4 for prompt in seen)
+    assert len(columns["test/labels"]) == 5 * 4  # all of each user's test rows
     assert result.data["answers"] == len(seen)
     assert result.data["candidates left out of answers"] == 0
     # The target, last by the recommender, was shown in no list of nine better ones.
     assert (columns["test/lists/scores"].argmin(1) == 0).all()
+
+
+def test_the_auc_is_of_all_test_rows_of_a_user_whatever_sample_others_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data, seen = feedback(), list[str]()
+    job = job_with(data, tmp_path, monkeypatch, chat_rows=3, rated_rows=12, shown=6)
+    liked = {
+        (f"u{u}", data.titles[i])
+        for u, i, label in zip(data.users, data.items, data.labels, strict=True)
+        if label
+    }
+    monkeypatch.setattr(chatrec, "profile", lambda data, row, *_: data.user_ids[data.users[row]])
+
+    def oracle(prompt: str) -> str:
+        user = prompt.split("\n\n")[1]
+        best = sorted(listed(prompt), key=lambda title: (user, title) not in liked)
+        return "\n".join(f"{n}. {title}" for n, title in enumerate(best, 1))
+
+    monkeypatch.setattr(chatrec, "ask", answering(oracle, seen))
+    result = run_chatrec(job, candidates)
+    columns = result.predictions
+    asked = sorted(set(columns["test/users"].tolist()))
+    rows = [row for row in data.rows("test") if data.user_ids[data.users[row]] in asked]
+    told = sorted(zip(columns["test/users"].tolist(), columns["test/items"].tolist(), strict=True))
+    assert told == sorted(
+        (data.user_ids[data.users[row]], data.item_ids[data.items[row]]) for row in rows
+    )
+    assert len(asked) == 3 and result.metrics["test/rows"] == 12
+    assert result.metrics["test/auc"] > 0.9
+    note = next(note for note in result.notes if note.startswith("AUC: reciprocal rank"))
+    assert "all 12 rated test pairs" in note and "3 prompts of 6 candidates" in note
+    assert "6 candidates are unrated" in note
+    assert float(note.rpartition(" ")[2]) >= result.metrics["test/auc"] - 1e-4
+
+
+def test_no_prompt_is_made_with_the_test_split_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = job_with(feedback(), tmp_path, monkeypatch, chat_rows=3)
+    opened: list[bool] = []
+
+    def watched(data: Feedback, *more: Any) -> str:
+        opened.append(bool((data.labels[data.split == 2] >= 0).any()))
+        return profile(data, *more)
+
+    monkeypatch.setattr(chatrec, "profile", watched)
+    monkeypatch.setattr(chatrec, "ask", answering(lambda prompt: "", []))
+    run_chatrec(job, candidates)
+    assert opened and not any(opened)
 
 
 def test_what_a_tiny_random_llama_says_leaves_candidates_tied_and_is_told(
@@ -273,7 +393,10 @@ def test_candidates_are_found_before_the_test_split_is_opened_and_with_the_rows_
 ):
     from reprokit import tastes
 
-    job = job_with(feedback(), tmp_path, monkeypatch, cf_preset="demo", valid_lists=5, chat_rows=2)
+    few = {**NO_LISTS, "negatives": 9, "valid_lists": 5, "chat_rows": 2, "shown": 4, "history": 5}
+    chosen = CHATREC.configure("", "demo", few)
+    job = job_with(feedback(), tmp_path, monkeypatch)
+    job = dataclasses.replace(job, run=dataclasses.replace(job.run, settings=chosen))
     asked: list[Any] = []
 
     def trained(arena: Arena, settings: Any) -> Any:
@@ -285,9 +408,26 @@ def test_candidates_are_found_before_the_test_split_is_opened_and_with_the_rows_
     monkeypatch.setattr(chatrec, "ask", answering(lambda prompt: "", []))
     result = run_chatrec(job)
     assert result.selection == {"split": "valid"}
-    own = {"negatives": 9, "valid_lists": 5}
-    row = tastes.SYSTEMS["lightgcn"].configure("", "demo", {**NO_LISTS, **own})
-    assert asked == [row]
+    rows = {**NO_LISTS, "negatives": 9, "valid_lists": 5}
+    assert asked == [tastes.SYSTEMS["lightgcn"].configure("", "demo", rows)]
+
+
+def test_another_recommender_is_another_run(monkeypatch: pytest.MonkeyPatch):
+    from reprokit import tastes
+
+    def made(preset: str = "demo", **chosen: Any) -> str:
+        own = CHATREC.configure("ml-25m", preset, chosen)
+        return Run("explainrec", "chatrec", "ml-25m", own, 0, "data", CHATREC.revision).id
+
+    first, theirs = made(), tastes.SYSTEMS["lightgcn"]
+    assert first == made() and first != made(cf_preset="small")
+    presets = {**theirs.presets, "demo": {**theirs.presets["demo"], "lr": 0.123}}
+    for other in ({"revision": theirs.revision + 1}, {"presets": presets}):
+        changed = {**tastes.SYSTEMS, "lightgcn": dataclasses.replace(theirs, **other)}
+        monkeypatch.setattr(tastes, "SYSTEMS", changed)
+        assert made() != first
+    stored = dataclasses.asdict(CHATREC.configure("ml-25m", "demo", {}))
+    assert ChatRecSettings(**stored) == CHATREC.configure("ml-25m", "demo", {})
 
 
 def test_cold_sets_need_no_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -312,6 +312,7 @@ def test_sealed_data_have_no_test_row_and_tell_no_count_of_it(tmp_path: Path):
 
 
 # --- synthetic stand-ins ------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_demos_are_two_worlds_of_films_and_books_with_enough_rows():
     data = [load_cross_data(name, DATA) for name in ("demo-food-kitchen", "demo-movie-book")]
     assert [one.domains for one in data] == [("Food", "Kitchen"), ("Movie", "Book")]

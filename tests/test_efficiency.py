@@ -18,14 +18,24 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from reprokit import ccf_llm, efficiency, reproduce
+from reprokit import ccf_llm, cli, efficiency, reproduce
 from reprokit.data import Source
 from reprokit.efficiency import EfficiencySettings, Watch
 from reprokit.features import text_features
 from reprokit.plan import Request, plan
 from reprokit.progress import Progress
 from reprokit.reproduce import DONE, INCOMPLETE
-from reprokit.runs import Estimate, Job, RequestError, Result, Run, System, Unavailable, setting
+from reprokit.runs import (
+    Estimate,
+    Job,
+    RequestError,
+    Result,
+    Run,
+    System,
+    Unavailable,
+    alone,
+    setting,
+)
 from reprokit.tables import Column, Row, Table
 
 
@@ -167,6 +177,53 @@ def test_the_models_that_a_user_names_reach_the_measured_system_where_it_has_the
     )
 
 
+def test_what_the_user_sets_of_a_measured_system_is_measured_and_wins():
+    chosen = {"of": "toy", "llm": "org/llm", "warmup": 1, "sizes": (1,)}
+    users = {"llm": "org/other", "steps": 9}
+    found = MEASURING.configure("ml-1m", "small", {**chosen, "measured": users})
+    own = SYSTEMS["toy"].configure("ml-1m", "small", {"sizes": (1,), **users})
+    assert found.measured == own and (own.llm, own.steps, found.warmup) == ("org/other", 9, 1)
+
+
+SET = (
+    "tallrec.max_epochs=5", "tallrec.warmup=7", "tallrec.llm=scratch", "explainrec.fusion_lr=0.5",
+    "mmgcn.dim=24", "lattice.lr=0.25", "efficiency.warmup=2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["demo", "small", "paper"])
+@pytest.mark.parametrize("chosen", [{}, {"llm": "tiny", "text_encoder": "tiny"}])
+def test_table_4_measures_what_table_1_has_whatever_the_user_sets(
+    preset: str, chosen: dict[str, str], tmp_path: Path
+):
+    wanted = Request(
+        ("explainrec/table1", "explainrec/table4"),
+        preset=preset, overrides=SET, out=tmp_path, data_dir=tmp_path, dry_run=True, offline=True,
+        seeds=1, **chosen,
+    )  # fmt: skip
+    planned = plan(wanted)
+    runs = [run for run in planned.runs if run.dataset.endswith("ml-25m")]
+    own = {run.system: run.settings for run in runs if not getattr(run.settings, "shots", 0)}
+    measuring = [run.settings for run in runs if run.system == "efficiency"]
+    assert {one.of: one.measured for one in measuring} == {
+        name: own[name] for name in ("tallrec", "explainrec", "mmgcn", "lattice")
+    }
+    assert {one.warmup for one in measuring} == {2} and own["tallrec"].warmup == 7
+    alone = plan(dataclasses.replace(wanted, targets=("explainrec/table4",)))
+    assert [run.settings for run in alone.wanted] == measuring
+
+
+@pytest.mark.parametrize("key", ["of", "revision", "measured", "max_epochs"])
+def test_which_system_a_row_measures_is_not_for_the_user_to_set(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--set", f"efficiency.{key}=3", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(["reproduce", "explainrec/table4", *options]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"efficiency has no setting '{key}'" in said
+    assert said.rstrip().endswith("It has: queries, warmup.")
+
+
 def test_the_estimate_has_all_that_is_trained_again():
     settings = MEASURING.configure("ml-1m", "paper", {"of": "toy"})
     found = MEASURING.estimate(settings, {})
@@ -201,7 +258,11 @@ def test_a_measured_system_leaves_nothing_but_features(inside: list[bool], tmp_p
     [
         ("unavailable", Unavailable, "^it has no key$"),
         ("request", RequestError, "^no such encoder$"),
-        ("crash", RuntimeError, "^the measured process failed: divide by$"),
+        (
+            "crash",
+            RuntimeError,
+            "^the measured process failed: exit status 1; the last that it printed: divide by$",
+        ),
     ],
 )
 def test_what_a_measured_process_says_is_said_here(
@@ -210,6 +271,67 @@ def test_what_a_measured_process_says_is_said_here(
     with pytest.raises(error, match=message):
         MEASURING.execute(job_of(tmp_path, texts="none", fault=fault))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".locks"]
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ("kill -9 $$", "ended by SIGKILL; the last that it printed: step 4 of at most 90, x"),
+        ("exit 3", "exit status 3; the last that it printed: step 4 of at most 90, x"),
+    ],
+)
+def test_a_killed_process_is_told_from_what_it_printed_last(
+    last: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho step 4 of at most 90, x\n{last}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(efficiency.sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match=f"^the measured process failed: {words}$"):
+        MEASURING.execute(job_of(tmp_path, texts="none"))
+
+
+def test_signals_without_a_name_are_told_by_their_number():
+    assert efficiency.ending(-15) == "ended by SIGTERM"
+    assert efficiency.ending(-200) == "ended by signal 200"
+
+
+def test_the_other_processes_are_kept_going_while_another_command_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fcntl = pytest.importorskip("fcntl")
+    told: list[bool] = []
+    monkeypatch.setattr(efficiency, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(efficiency, "measured", lambda *_: Result({"measured": len(told)}))
+    (tmp_path / "out/.locks").mkdir(parents=True)
+    with (tmp_path / "out/.locks/efficiency.lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def going(still: bool) -> bool:
+            told.append(still)
+            if len(told) == 3:
+                fcntl.flock(other, fcntl.LOCK_UN)
+            return still
+
+        monkeypatch.setattr(efficiency, "going", going)
+        assert MEASURING.execute(job_of(tmp_path)).metrics == {"measured": 3}
+        assert told == [True, True, True, False]
+    with alone(tmp_path / "out/stages/efficiency"):  # the lock that commands have always taken
+        assert not efficiency.locked((tmp_path / "out/.locks/efficiency.lock").open("ab"))
+
+
+@pytest.mark.parametrize("initialised", [True, False])
+def test_the_devices_memory_is_given_back_before_a_measurement(
+    initialised: bool, inside: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+
+    given: list[list[bool]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(list(inside)))
+    monkeypatch.setattr(efficiency, "measured", lambda *_: Result({}))
+    MEASURING.execute(job_of(tmp_path))
+    assert given == ([[]] if initialised else [])
 
 
 def test_a_measured_process_ends_with_the_one_that_started_it(tmp_path: Path):
@@ -355,8 +477,6 @@ def test_a_table_of_measurements_is_filled_and_never_held_against_print(
         "1 / 0", "as in Table 1, where the reason stands"
     )  # fmt: skip
     assert lines["efficiency on ml-1m", "queries"][0] == "30"
-    with pytest.raises(RequestError, match="efficiency has no setting 'measured'"):
-        plan(dataclasses.replace(wanted, llm="", overrides=("efficiency.measured=x",)))
     outcome = reproduce.execute(plan(dataclasses.replace(wanted, llm="")), quiet=True)
     assert outcome.cached == 2 and reproduce.assemble(planned, outcome)[1] != DONE
     stored = json.loads(next((tmp_path / "runs").glob("*.json")).read_text())

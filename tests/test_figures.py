@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def test_drawing_needs_neither_pyplot_nor_a_window_system(tmp_path: Path):
         capture_output=True,
         text=True,
         cwd=ROOT / "tests",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
 

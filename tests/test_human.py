@@ -307,11 +307,11 @@ def test_an_early_save_with_blanks_does_not_block_the_complete_one(study: Path):
     path, key = fill(study, "rater-01.csv"), read_key(study / "key.json")
     alone = read_sheets([path], key)
     # Read first, by its name: one line half rated, one with a fault, and all the others blank.
-    half, wrong = {**BLANK, "usefulness": str(truth(lines_of(path)[3]["code"], key)[0])}, "9"
+    half = {**BLANK, "usefulness": lines_of(path)[3]["usefulness"]}
     saved = copy_of(path, "rater-01 (1).csv", lambda at: half if at == 3 else BLANK)
     both = read_sheets([study / "returned"], key)
     assert (both.ratings, both.problems, both.blank) == (alone.ratings, [], 0)
-    damage(saved, 2, lambda line: line.update(clarity=wrong))
+    damage(saved, 2, lambda line: line.update(clarity="9"))
     both = read_sheets([study / "returned"], key)
     assert both.ratings == alone.ratings
     assert both.problems == [f"{saved}, line 2: clarity '9' is not 1 to 5"]
@@ -319,7 +319,7 @@ def test_an_early_save_with_blanks_does_not_block_the_complete_one(study: Path):
 
 def test_copies_whose_ratings_differ_are_named(study: Path):
     path, key = fill(study, "rater-01.csv"), read_key(study / "key.json")
-    code, (first, *_) = lines_of(path)[0]["code"], truth(lines_of(path)[0]["code"], key)
+    code, first = lines_of(path)[0]["code"], int(lines_of(path)[0]["usefulness"])
     late = {"usefulness": str(first % 5 + 1)}
     saved = copy_of(path, "rater-01-b.csv", lambda at: late if at == 0 else {})
     reading = read_sheets([study / "returned"], key)
@@ -356,8 +356,8 @@ def test_no_cell_that_came_back_reaches_the_terminal_with_its_escape_sequences(
     damage(path, 3, lambda line: line.update(accuracy="\x1b]0;title\x07\u202e5"))
     assert cli.main(["human", "analyse", str(path), "--key", str(study / "key.json")]) == 0
     said = capsys.readouterr()
-    assert "code '[2JGONE' is not in the key" in said.err
-    assert "accuracy ']0;title 5' is not 1 to 5" in said.err
+    assert "code ' [2JGONE ' is not in the key" in said.err
+    assert "accuracy ' ]0;title 5' is not 1 to 5" in said.err
     written = "".join((study / f"human.{kind}").read_text() for kind in ("md", "csv", "json"))
     for text in (said.err, said.out, written):
         assert all(c.isprintable() or c == "\n" for c in text)
@@ -594,7 +594,7 @@ def test_the_cells_are_empty_until_sheets_come_back_and_say_how_they_do(tmp_path
 
 
 def test_an_interval_from_few_draws_is_refused():
-    with pytest.raises(ValueError, match="draws must be at least 100 .* got 0"):
+    with pytest.raises(ValueError, match=r"draws must be at least 100 .* got 0"):
         human.HumanSettings(draws=0)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_backbones import empty_hub
@@ -381,6 +382,27 @@ def test_downloads_are_those_of_the_data_set_that_is_asked_for(movable: Readers,
     assert missing() == ["ml-1m"]
     assert missing(dataset="amazon-book") == ["amazon-book"]
     assert missing(dataset="amazon-book", preset="demo") == []
+
+
+def test_a_second_data_set_and_instructions_are_downloads_too(tmp_path: Path):
+    def missing(*overrides: str, target: str = "table3", **chosen: Any) -> list[str]:
+        wanted = request(
+            tmp_path, f"explainrec/{target}", preset="paper", data_dir=tmp_path, dry_run=True,
+            offline=True, overrides=overrides, **chosen,
+        )  # fmt: skip
+        return [line.split()[0] for line in downloads(plan(wanted)) if " data fetch " in line]
+
+    films, books = "ml-25m", "amazon-books-2014"
+    assert missing(dataset="ml-25m-cross") == [films, books, "alpaca"]
+    assert missing(dataset="ml-25m-cross", rows=("LightGCN",)) == [films, books]
+    assert missing(dataset="ml-25m-cold", rows=("TALLRec",)) == [films, "alpaca"]
+    assert missing("tallrec.stage1=none", rows=("TALLRec",)) == [films, books]
+    assert missing(target="table4", rows=("TALLRec",)) == [films, "alpaca"]
+    assert missing("tallrec.stage1=none", target="table4", rows=("TALLRec",)) == [films]
+    (tmp_path / "amazon-2014").mkdir()
+    for name in ("reviews_Books_5.json.gz", "meta_Books.json.gz"):
+        (tmp_path / "amazon-2014" / name).touch()
+    assert missing(dataset="ml-25m-cross", rows=("LightGCN",)) == [films]
 
 
 @pytest.fixture

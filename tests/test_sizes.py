@@ -45,6 +45,7 @@ def test_the_size_of_a_configuration_is_that_of_the_model(kind: str, tmp_path: P
 
 def test_well_known_models_have_their_published_sizes(hub: Path):
     published = {
+        "huggyllama/llama-7b": 6_738_415_616,
         "lmsys/vicuna-7b-v1.3": 6_738_415_616,
         "lmsys/vicuna-7b-v1.5": 6_738_415_616,
         "HuggingFaceTB/SmolLM2-135M": 134_515_008,
