@@ -288,7 +288,7 @@ TINY = {
     "micro_batch": 0,
     "explain_rows": 100,
 }
-DEMO = {**TINY, **SAMPLES["demo"], "epoch_rows": 3_200, "max_epochs": 5}
+DEMO = {**TINY, **SAMPLES["demo"], "epoch_rows": 1_600, "max_epochs": 4}
 SMALL = {**TINY, **SAMPLES["small"], "epoch_rows": 12_000, "max_epochs": 6}
 SYSTEM = System(
     P5Settings,
