@@ -31,6 +31,21 @@ REVISION = 2
 """Of prompts and models: raised when a change moves their numbers."""
 
 
+CHOICES = {
+    "schedule": ("constant", "cosine"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "attention": ("sdpa", "eager", "flash_attention_2"),
+}
+
+
+def check_words(settings: Any) -> None:
+    """Of a row with a tuned language model: raises ValueError for a choice that there is not."""
+    for name, known in CHOICES.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}")
+    check("lora_dropout", settings.lora_dropout, 0 <= settings.lora_dropout < 1)
+
+
 @dataclass(frozen=True)
 class LLMSettings:
     """What every row with a language model sets."""
@@ -67,14 +82,7 @@ class LLMSettings:
             check(name, getattr(self, name), getattr(self, name) >= 0)
         for name in ("lr", "fusion_lr", "similar", "factor"):
             check(name, getattr(self, name, 1), getattr(self, name, 1) > 0)
-        for name, known in (
-            ("schedule", ("constant", "cosine")),
-            ("dtype", ("auto", "float32", "bfloat16", "float16")),
-            ("attention", ("sdpa", "eager", "flash_attention_2")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}")
-        check("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1)
+        check_words(self)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprokit.bench import scored
 from reprokit.click import check
 from reprokit.feedback import GROUPS
 from reprokit.metrics import auc
@@ -352,8 +353,6 @@ class Explaining:
 
 def run_explainrec(job: Job) -> Result:
     """ExplainRec, or what is left of it without one of its parts."""
-    from reprokit.bench import scored
-
     run = Explaining(job)
     s, bench = run.settings, run.bench
     first = bench.stage_one()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprokit.bench import check_words, scored
 from reprokit.click import check, nothing_chosen
 from reprokit.datasets import DataError
 from reprokit.metrics import auc
@@ -84,15 +85,9 @@ class TuneSettings(TasteSettings):
         check("max_epochs", self.max_epochs, self.max_epochs >= self.min_epochs)
         for name in ("lr", "stage1_lr", "stage1_epochs"):
             check(name, getattr(self, name), getattr(self, name) > 0)
-        for name, known in (
-            ("stage1", ("alpaca", "catalogue", "none")),
-            ("schedule", ("constant", "cosine")),
-            ("dtype", ("auto", "float32", "bfloat16", "float16")),
-            ("attention", ("sdpa", "eager", "flash_attention_2")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}")
-        check("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1)
+        check_words(self)
+        if self.stage1 not in ("alpaca", "catalogue", "none"):
+            raise ValueError("stage1 must be one of alpaca, catalogue, none")
 
 
 @dataclass(frozen=True)
@@ -253,7 +248,6 @@ class Bench:
     ) -> Fitted:
         """Recommendation tuning, chosen by the AUC of the validation pairs, asked by `valid`."""
         from reprokit import training
-        from reprokit.bench import scored
 
         s, labels = self.settings, self.arena.valid.labels
         self.seed("stage 2")
@@ -446,7 +440,6 @@ def run_tallrec(job: Job) -> Result:
     """TALLRec: titles that were liked and disliked, the adapter alone, K rows or all."""
     import torch
 
-    from reprokit.bench import scored
     from reprokit.explainer import whole_text_loss
     from reprokit.prompting import TextModel, answer_loss
 
