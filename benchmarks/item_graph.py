@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,14 +32,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also runs from a checkout
 
 from reprokit.multimodal import LATTICE, nearest
+from reprokit.provenance import peak_memory
 from reprokit.rankers import Seen, bpr
 
 CHECKED = 200
 """Rows that are compared with a sort of all cosines."""
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -59,10 +55,10 @@ def main() -> int:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    before = peak_mb()
+    before = peak_memory()
     vectors = torch.randn(asked.items, asked.width)
     found, seconds = timed(lambda: nearest(vectors, asked.neighbours))
-    memory = peak_mb() - before
+    memory = (peak_memory() - before) / 2**20
     print(f"torch {torch.__version__}, {asked.threads} of {os.cpu_count()} cores")
     print(f"{asked.items:,} items, {asked.width} wide, {asked.neighbours} neighbours")
     print("| what | seconds | peak, MB |")
@@ -74,7 +70,7 @@ def main() -> int:
     same = torch.equal(dense[:, : asked.neighbours], found[:CHECKED])
     if asked.training:
         for name, seconds in passes(vectors.numpy(), asked.neighbours):
-            print(f"| {name} | {seconds:.1f} | {peak_mb() - before:.0f} |")
+            print(f"| {name} | {seconds:.1f} | {(peak_memory() - before) / 2**20:.0f} |")
     if not same:
         print(f"the neighbours of the first {CHECKED} rows are not those of a sort of all cosines")
     if memory > asked.most_mb:

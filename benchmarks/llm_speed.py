@@ -29,12 +29,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -73,6 +72,7 @@ from reprokit.prompts import (
     frame,
     tokenise,
 )
+from reprokit.provenance import peak_memory
 from reprokit.runs import RequestError
 
 PARTS = ("training", "scoring", "candidates", "memory")
@@ -534,14 +534,7 @@ def megabytes(setup: Setup, restart: bool = False) -> float:
         if restart:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 1e6
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts in bytes
-    if restart:
-        with suppress(OSError):  # not on every kernel; then loading counts too
-            Path("/proc/self/clear_refs").write_text("5")
-    # Not ru_maxrss, which on Linux begins with the peak of the process that started this one.
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
+    return peak_memory(restart) / 1e6
 
 
 # --- command line -------------------------------------------------------------------------------

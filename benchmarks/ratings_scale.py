@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +25,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also runs from a checkout
+
+from reprokit.provenance import peak_memory
 
 ROWS, USERS, RATED, FILMS = 25_000_095, 162_541, 59_047, 62_423  # of the release
 FIRST, LAST = 789_652_009, 1_574_327_703  # 1995 to 2019
@@ -103,8 +104,7 @@ class Clock:
             wall, busy = perf_counter(), sum(os.times()[:2])
             value = function(*arguments, **named)
             passed = perf_counter() - wall, sum(os.times()[:2]) - busy
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            self.lines.append((name, *passed, peak))
+            self.lines.append((name, *passed, peak_memory() / 2**30))
             return value
 
         return timed

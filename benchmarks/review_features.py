@@ -55,6 +55,7 @@ from reprokit.lexicon import split_sentences
 from reprokit.pooling import Groups, Mean, blocks
 from reprokit.profiles import Described, Frozen, Looked, Vectors, embedded
 from reprokit.progress import Progress
+from reprokit.provenance import peak_memory
 from reprokit.reviews import REVIEW_DATA, Reviews, load_reviews, review_world
 from reprokit.runs import RequestError, write_json
 from reprokit.summaries import Asked, price_tags, summaries, type_names
@@ -205,7 +206,7 @@ class Steps:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        resident(restart=True)
+        peak_memory(restart=True)
         start, before = time.monotonic(), time.process_time()
         yield
         end, after = time.monotonic(), time.process_time()
@@ -216,22 +217,10 @@ class Steps:
                 "end": end,
                 "seconds": end - start,
                 "cpu": after - before,
-                "resident": resident(),
+                "resident": peak_memory() / 1e6,
                 "anonymous": anonymous("self"),
             }
         )
-
-
-def resident(restart: bool = False) -> float:
-    """Peak so far of the process's resident memory in MB. `restart`: from here on."""
-    if not sys.platform.startswith("linux"):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts in bytes
-    if restart:
-        with suppress(OSError):  # not on every kernel; then what came before counts too
-            Path("/proc/self/clear_refs").write_text("5")
-    return of_status("self", "VmHWM:")
 
 
 def anonymous(process: str | int) -> float:

@@ -36,7 +36,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count, product
@@ -58,6 +57,7 @@ from reprokit.crossdata import CROSS_DATA, CrossData, Sequences, load_cross_data
 from reprokit.datasets import DataError
 from reprokit.emf import LLMEMF, emf_loss
 from reprokit.nextitem import last_step, next_item_loss
+from reprokit.provenance import peak_memory
 from reprokit.ranking import Held, Rows, plain_batches, rank_metrics, training_rows
 from reprokit.runs import RequestError
 from reprokit.sequential import NextSASRec, last_loss
@@ -596,9 +596,9 @@ def peak_of(options: argparse.Namespace) -> None:
     form, *numbers = options.peak_of
     items, batch, modalities = map(int, numbers)
     train(options, form, 200, 2, modalities)  # loads what a first step loads
-    before = megabytes(restart=True)
+    before = peak_memory(restart=True) / 1e6
     made = train(options, form, items, batch, modalities)
-    print(json.dumps({"before": before, "peak": megabytes(), **made}))
+    print(json.dumps({"before": before, "peak": peak_memory() / 1e6, **made}))
 
 
 def train(
@@ -622,7 +622,7 @@ def train(
     model = build(options, form, items, modalities)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(value.numel() * value.element_size() for value in model.buffers())
-    megabytes(restart=True)  # features are drawn and normalised: no part of a step
+    peak_memory(restart=True)  # features are drawn and normalised: no part of a step
     step = memory_step(options, form, model, rows, targets)
     for _ in range(2):
         step()
@@ -663,20 +663,6 @@ def memory_step(
         optimizer.zero_grad()
 
     return step
-
-
-def megabytes(restart: bool = False) -> float:
-    """Peak so far of the process's resident memory. `restart`: from here on."""
-    if not sys.platform.startswith("linux"):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts in bytes
-    if restart:
-        with suppress(OSError):  # not on every kernel; then what came before counts too
-            Path("/proc/self/clear_refs").write_text("5")
-    # Not ru_maxrss, which on Linux begins with the peak of the process that started this one.
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
 
 
 # --- command line -------------------------------------------------------------------------------

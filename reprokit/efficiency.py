@@ -452,18 +452,10 @@ def retupled(value: Any) -> Any:
 
 
 def held_at_once() -> int:
-    """The most bytes that this process held: on the device where there is CUDA, else resident.
-
-    Linux counts what a parent held to `ru_maxrss` of the process that it starts; VmHWM is our own.
-    """
+    """The most bytes that this process held: on the device where there is CUDA, else resident."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
     return peak_memory()
 
 

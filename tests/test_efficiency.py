@@ -366,9 +366,23 @@ def alive(pid: int) -> bool:
 def test_what_the_parent_held_is_not_counted():
     """Linux adds it to ru_maxrss of a process that is started from a large one."""
     held = np.ones(400_000_000 // 8)
-    code = "from reprokit.efficiency import held_at_once; print(held_at_once())"
+    assert 5e6 < in_a_process("print(peak_memory())")[0] < 200e6 and held.all()
+
+
+def test_the_peak_of_a_process_counts_what_it_gave_back_and_starts_again_where_linux_lets_it():
+    before, peak, again = in_a_process(
+        "print(peak_memory()); b'x' * 200_000_000; print(peak_memory())",
+        "print(peak_memory(restart=True))",
+    )
+    assert peak > before + 150e6
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert again < before + 50e6
+
+
+def in_a_process(*lines: str) -> list[int]:
+    code = "\n".join(["from reprokit.provenance import peak_memory", *lines])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
-    assert held.all() and 5e6 < int(done.stdout) < 200e6
+    return [int(number) for number in done.stdout.split()]
 
 
 def test_the_last_step_of_a_measured_process_is_shown_here(tmp_path: Path):
