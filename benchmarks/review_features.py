@@ -56,7 +56,8 @@ from reprokit.pooling import Groups, Mean, blocks
 from reprokit.profiles import Described, Frozen, Looked, Vectors, embedded
 from reprokit.progress import Progress
 from reprokit.provenance import peak_memory
-from reprokit.reviews import REVIEW_DATA, Reviews, load_reviews, review_world
+from reprokit.reviewdata import REVIEW_DATA, load_reviews, review_world
+from reprokit.reviews import Reviews
 from reprokit.runs import RequestError, write_json
 from reprokit.summaries import Asked, price_tags, summaries, type_names
 
@@ -138,10 +139,10 @@ def unpainted(names: Sequence[str]) -> np.ndarray:
 
 def written(number: int, words: float) -> list[str]:
     """Texts of so many words on average, of sentences in the demo's reviews."""
-    from reprokit import synthetic
+    from reprokit import synthetic, synthetic_media
 
     world = synthetic.make_world(replace(review_world(), n_users=300, n_films=60))
-    records = synthetic.restaurant_reviews(world, chatter=2)["train"]
+    records = synthetic_media.restaurant_reviews(world, chatter=2)["train"]
     found = (text for record in records for text in split_sentences(record["review_text"]))
     pool = [text for text in dict.fromkeys(found) if text.strip()]
     usual = float(np.mean([len(text.split()) for text in pool]))

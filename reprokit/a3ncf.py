@@ -31,6 +31,7 @@ D7  The paper predicts ratings. A rating is the score that ranks items here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +41,14 @@ import numpy as np
 
 from reprokit.click import check
 from reprokit.lexicon import has_content
-from reprokit.narre import RatingSettings, Texts, fit_ratings, silent_note, training_texts
+from reprokit.narre import (
+    RatingSettings,
+    Texts,
+    fit_ratings,
+    no_reviews,
+    silent_note,
+    training_texts,
+)
 from reprokit.recommending import SAMPLES, Arena
 from reprokit.runs import Estimate, Job, Result, System, setting
 
@@ -72,7 +80,7 @@ class A3NCFSettings(RatingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("topics", "alpha", "beta", "coin", "sweeps", "blocks"):
-            check(name, getattr(self, name), getattr(self, name) > 0)
+            check(name, getattr(self, name), 0 < getattr(self, name) < math.inf)
 
 
 # --- step 1: topics -----------------------------------------------------------------------------
@@ -277,7 +285,7 @@ def run_a3ncf(job: Job) -> Result:
     """A3NCF: scores are predicted ratings."""
     from reprokit import training
 
-    arena, s = Arena(job), job.run.settings
+    arena, s = Arena(job).ready(), job.run.settings
     data = arena.sealed
     texts = training_texts(data, "A3NCF", s.min_count, has_content)
     topics = topics_of(texts, data.n_users, data.n_items, s, job.run.seed)
@@ -299,6 +307,8 @@ def run_a3ncf(job: Job) -> Result:
 # --- estimates: upper bounds on two CPU cores, from runs on one such machine --------------------
 def estimate_a3ncf(settings: A3NCFSettings, sizes: Mapping[str, int]) -> Estimate:
     """Time of the sweeps over some 60 words of each review, then by epochs and rows."""
+    if not sizes["reviewed"]:
+        raise no_reviews("the data set", "A3NCF")
     s, rows = settings, sizes["train"]
     sampling = s.sweeps * (60 * rows * s.topics * 2e-7 + s.blocks * 3e-4)
     fitting = s.max_epochs * (rows * 3e-6 + rows / s.batch_size * 1.5e-3)

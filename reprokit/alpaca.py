@@ -20,7 +20,7 @@ from reprokit.data import opened
 from reprokit.datasets import DataError
 from reprokit.download import require
 from reprokit.feedback import Feedback
-from reprokit.prompts import plain_ids, tensor
+from reprokit.prompts import encode_inside, plain_ids, tensor
 from reprokit.runs import digest
 
 FIELDS = ("instruction", "input", "output")
@@ -90,7 +90,7 @@ class Examples:
 
     def __init__(self, tokenizer: Any, pairs: Sequence[tuple[str, str]], limit: int) -> None:
         asked = plain_ids(tokenizer, [question for question, _ in pairs])
-        told = plain_ids(tokenizer, [answer for _, answer in pairs])
+        told = encode_inside(tokenizer, [answer for _, answer in pairs])
         bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         opens = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
         rows = [

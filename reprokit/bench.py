@@ -221,7 +221,7 @@ class Bench:
         """One stage on the training rows, chosen on validation rows; test stays closed."""
         import torch
 
-        from reprokit import training
+        from reprokit import stages, training
 
         s, data = self.settings, self.sealed
         prompts = self.prompts(data, data.train, template, similar)
@@ -229,7 +229,7 @@ class Bench:
         valid_prompts = self.prompts(data, valid, template, similar)
         labels = torch.from_numpy(data.train.labels)
         self.seed(what["stage"])  # the same dropout whatever was drawn before
-        fitted = training.stage(
+        fitted = stages.stage(
             self.job,
             self.accelerator,
             model,
@@ -363,15 +363,18 @@ def sample(rows: Rows, count: int) -> Rows:
 
 
 def scored(model: TextModel, predict: Callable[..., np.ndarray], prompts: Pieces) -> np.ndarray:
-    """Scores of all rows in their order; equal prefixes are read once, LoRA is merged."""
+    """Scores of all rows in their order; equal prefixes are read once, LoRA is merged.
+
+    Not for a single row, a query of Table IV: merging then costs more than it saves. Nor in half
+    precision, where it rounds a young adapter away.
+    """
     import torch
 
     from reprokit.backbones import merged
 
     order = prompts.scoring_order
     scores = np.empty(len(prompts), np.float32)
-    # In half precision, merging rounds a young adapter away: there it stays beside the weights.
-    exact = model.causal.dtype == torch.float32
-    with merged(model.llm) if exact else nullcontext():
+    merge = model.causal.dtype == torch.float32 and len(prompts) > 1
+    with merged(model.llm) if merge else nullcontext():
         scores[order] = predict(lambda index: prompts.batch(order[index], share=True), len(prompts))
     return scores

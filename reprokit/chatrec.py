@@ -19,8 +19,8 @@ How a list becomes scores:
   first, its dislikes last. An endpoint gives no probabilities, so this is the default. "yes": the
   log-odds of Yes over No right behind a question about one item, read from a model on this machine.
 
-Titles are matched after case, accents, punctuation, a year and a moved article are set aside, then
-by likeness; a title that is no candidate is dropped and counted.
+Titles are matched after case, accents, punctuation, a year, a moved article and a second title in
+brackets are set aside, then by likeness; a title that is no candidate is dropped and counted.
 
 Importing this module loads no torch.
 """
@@ -485,26 +485,28 @@ def run_chatrec(job: Job, candidates: Candidates = lightgcn) -> Result:
             f"{arena.data.name}: the {len(asked):,} users asked about have rated pairs of one "
             "label alone, which have no AUC: raise chatrec.chat_rows"
         )
-    chat = Chat(arena)
+    chat, prompts = Chat(arena), None
+    if s.auc_by == "list":  # before anything is asked: users may have too few unrated items
+        prompts = RatedPrompts.of(arena.sealed, held.pairs, s.shown, s.list_seed)
     ranked = np.empty(0, np.float32)
     selection, earlier = nothing_chosen(), 0.0
     if held.lists is not None and found is not None:
         score, selection, earlier = found
         ranked = chat.ranked(held.lists, score)
-    if s.auc_by == "yes":
+    if prompts is None:
         rated, told = chat.log_odds(held.pairs), YES_TOLD
     else:
-        prompts = RatedPrompts.of(arena.sealed, held.pairs, s.shown, s.list_seed)
         rated, told = chat.rated(prompts), told_of(prompts, held.labels)
     metrics, predictions = scored(held, lambda pairs: rated if pairs is held.pairs else ranked)
     everyone = len(np.unique(arena.sealed.users[arena.sealed.rows("test")]))
+    own = (*notes_of(chat, held, len(asked), everyone), told, *chat.facts)
     return Result(
         {**metrics, "test/asked_users": len(asked)},
         predictions,
         selection,
         {**arena.data.counts, **arena.counts, **chat.counts},
         deviations_of(s.llm),
-        (*arena.notes, *notes_of(chat, held, len(asked), everyone), told, *chat.facts),
+        (*arena.notes, *(f"Chat-REC: {note}" for note in own)),
         earlier,
     )
 
@@ -576,7 +578,7 @@ CHATREC = Reranking(
     ChatRecSettings,
     run_chatrec,
     estimate_chatrec,
-    revision=2,
+    revision=3,
     backbone="llm",
     presets={
         "demo": {

@@ -7,6 +7,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -96,8 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="only this row: its label, or a part of it (repeatable; sanity rows without a "
-        "language model always run)",
+        help="only this row: its label, or a part of it (repeatable; cheap sanity rows run along)",
     )
     make.add_argument(
         "--dataset",
@@ -239,7 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
     sheets.add_argument(
         "--dataset", default="", metavar="NAME", help="default: the first that all three explain"
     )
-    sheets.add_argument("--llm", default="", metavar="NAME", help="as the runs were made with")
+    for name in ("--llm", "--text-encoder", "--image-encoder"):
+        sheets.add_argument(name, default="", metavar="NAME", help="as the runs were made with")
     sheets.add_argument(
         "--set", action="append", default=[], metavar="SYSTEM.KEY=VALUE", help="the same"
     )
@@ -359,8 +360,8 @@ def close_network() -> None:
 # --- tables -------------------------------------------------------------------------------------
 def list_targets(options: argparse.Namespace) -> int:
     from reprokit.plan import NOT_BUILT, PAPERS
+    from reprokit.rendering import grid
     from reprokit.reproduce import progress_of
-    from reprokit.tables import grid
 
     rows = [("Target", "Title", "Data sets", "Rows built", "Done")]
     for paper in PAPERS.values():
@@ -379,7 +380,7 @@ def list_targets(options: argparse.Namespace) -> int:
 
 def show_targets(options: argparse.Namespace) -> int:
     from reprokit.plan import resolve
-    from reprokit.tables import to_text
+    from reprokit.rendering import to_text
 
     for table in resolve(options.targets):
         print(f"{table.id}: {table.title}\n\n{to_text(table)}\n")
@@ -427,7 +428,7 @@ def report(planned: Plan, outcome: Outcome) -> int:
     """Print every table as it was written, then what is missing and where the files are."""
     from reprokit import reproduce
     from reprokit.plan import NOT_BUILT
-    from reprokit.tables import body, footnotes
+    from reprokit.rendering import body, footnotes
 
     rendered, status = reproduce.assemble(planned, outcome)
     for one in rendered:
@@ -470,8 +471,9 @@ def report(planned: Plan, outcome: Outcome) -> int:
 
 def print_forecast(planned: Plan) -> None:
     from reprokit.plan import NOT_BUILT, downloads
+    from reprokit.progress import duration
+    from reprokit.rendering import grid
     from reprokit.reproduce import forecast, together
-    from reprokit.tables import grid
 
     lines = forecast(planned)
     rows = [("Run", "State", "Time", "Memory", "Disk")]
@@ -481,13 +483,16 @@ def print_forecast(planned: Plan) -> None:
         disk = f"{bound.disk / 1e6:.1f} MB" if bound else "not known"
         rows.append((line.run.title, line.state, forecast_time(line), memory, disk))
     print(grid(rows))
-    waiting = [line for line in lines if not line.cached]
+    reasons = Counter(line.why_not for line in lines if line.why_not)
+    for reason, count in reasons.items():
+        print(f"\n{count} of the runs cannot be made: {reason}.", end="")
+    waiting = [line for line in lines if not (line.cached or line.why_not)]
     total = together(waiting)
     rest = " and what is not known" if any(line.seconds is None for line in waiting) else ""
     print(
-        f"\n{len(waiting)} of {len(lines)} runs to make, together {total:,.0f} s{rest}. 'about': "
-        "measured with another seed; 'at most': every epoch used, on two CPU cores. Nothing was "
-        "started."
+        f"\n{len(waiting)} of {len(lines)} runs to make, together {duration(total)}{rest}. "
+        "'about': measured with another seed; 'at most': every epoch used, on two CPU cores. "
+        "Nothing was started."
     )
     print("Downloads needed first: " + ("; ".join(downloads(planned)) or "none") + ".")
     missing = [spot for spot in planned.spots if spot.requested and spot.reason == NOT_BUILT]
@@ -496,18 +501,22 @@ def print_forecast(planned: Plan) -> None:
 
 
 def forecast_time(line: Forecast) -> str:
+    from reprokit.progress import duration
+
     if line.cached:
         return "0 s"
     if line.seconds is None:
         return "not known"
-    return f"{'at most' if line.measured is None else 'about'} {line.seconds:,.0f} s"
+    if line.why_not:
+        return "none"
+    return f"{'at most' if line.measured is None else 'about'} {duration(line.seconds)}"
 
 
 # --- data ---------------------------------------------------------------------------------------
 def data_list(options: argparse.Namespace) -> int:
     from reprokit.datasets import DATASETS
     from reprokit.download import find, megabytes
-    from reprokit.tables import grid
+    from reprokit.rendering import grid
 
     rows = [("Name", "Folder", "Here", "Download", "Licence", "Title")]
     for one in DATASETS.values():
@@ -526,7 +535,7 @@ def data_list(options: argparse.Namespace) -> int:
 def data_check(options: argparse.Namespace) -> int:
     """Exit status 0: all files are there and nothing speaks against them; 3: not so."""
     from reprokit.download import check
-    from reprokit.tables import grid
+    from reprokit.rendering import grid
 
     rows: list[tuple[str, ...]] = [("File", "Present", "Size", "Checksum", "Note")]
     fine = True
@@ -622,7 +631,7 @@ def picture_bar(progress: Progress, limit: int) -> Callable[[Counts], None]:
 def data_stats(options: argparse.Namespace) -> int:
     """Exit status 0 whatever the counts are: a difference is marked, not an error."""
     from reprokit.counts import compare, count
-    from reprokit.tables import grid
+    from reprokit.rendering import grid
 
     for name in options.names:
         rows = [("Statistic", "Counted", "Published", "Mark", "Published in")]

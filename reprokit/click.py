@@ -147,7 +147,7 @@ def train_collaborative(
     job: Job, accelerator: Any, kind: str, data: CTRData, settings: Any
 ) -> tuple[Any, Fitted]:
     """A trained CF model; one stage, shared by all runs that need it."""
-    from reprokit import training
+    from reprokit import stages, training
     from reprokit.collaborative import pointwise
 
     sealed = data.sealed()
@@ -155,7 +155,7 @@ def train_collaborative(
     model = build(kind, sealed, settings)
     inputs: tuple[str, ...] = model.inputs
     length = getattr(settings, "max_len", 0)
-    fitted = training.stage(
+    fitted = stages.stage(
         job,
         accelerator,
         model,

@@ -24,7 +24,7 @@ from reprokit.data import (
 )
 from reprokit.datasets import DataError, Expected, dataset
 from reprokit.download import require
-from reprokit.reviews import (
+from reprokit.reviewfiles import (
     load_restaurants,
     numbered,
     picture_files,

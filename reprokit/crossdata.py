@@ -39,7 +39,7 @@ from reprokit.data import SPLITS, Source, opened
 from reprokit.datasets import DataError, dataset
 from reprokit.download import find
 from reprokit.metadata import clean, read_metadata
-from reprokit.reviews import PICTURE_TYPES, picture_files
+from reprokit.reviewfiles import PICTURE_TYPES, picture_files
 from reprokit.runs import digest, replacing
 
 if TYPE_CHECKING:
@@ -427,7 +427,7 @@ def made(name: str) -> World:
 
 def demo(name: str, domains: tuple[str, str]) -> CrossData:
     """Films as domain A and books as domain B, in pieces of each person's timeline."""
-    from reprokit import synthetic
+    from reprokit import synthetic, synthetic_media
 
     world = made(name)
     pieces = synthetic.sequences(world)
@@ -442,7 +442,7 @@ def demo(name: str, domains: tuple[str, str]) -> CrossData:
             np.arange(len(chosen)),
         )
     n_a, n_b = world.config.n_films, world.config.n_books
-    pixels = synthetic.images(world)
+    pixels = synthetic_media.images(world)
     n_users, splits = dense_users(rows)
     data = CrossData(
         name=name,

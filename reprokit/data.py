@@ -386,7 +386,7 @@ class Source:
         thousands of them) by name and size alone.
         """
         if self.synthetic:
-            from reprokit.synthetic import world_digest
+            from reprokit.synthetic_media import world_digest
 
             content = world_digest(self.world())
         else:

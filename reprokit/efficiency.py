@@ -225,7 +225,7 @@ def measured(job: Job, module: str) -> Result:
     metrics = {
         "train_hours": found["train_seconds"] and found["train_seconds"] / 3600,
         "latency_ms": found["latency_ms"],
-        "memory_gb": found["memory"] / 1e9,
+        "memory_gb": found["memory"] / 1e9 if found["memory"] else None,  # 0: not known
         "encoding_seconds": encoded.get("encoding_seconds"),
     }
     return Result(

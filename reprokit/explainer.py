@@ -114,8 +114,9 @@ class ExplainRec(TextModel):
         eta: adaptation rate of equation 11.
         direction: "needed" or "printed": see `updated_weights`.
         bound: "needed" keeps the weights within this factor of 1.
-        step_rows: rows behind one step of equation 11: those of an optimiser step, whatever is held
-            in memory at once. With several processes the first one's rows decide.
+
+    Equation 11 makes a step with each step of the optimiser, whatever is held in memory at once;
+    with several processes the first one's rows decide.
     """
 
     task_weights: Tensor
@@ -139,13 +140,11 @@ class ExplainRec(TextModel):
         eta: float = 0.001,
         direction: str = "needed",
         bound: float = 4.0,
-        step_rows: int = 1,
     ) -> None:
         super().__init__(llm, answers)
         self.again, self.attribution, self.tasks = again, attribution, tasks
         self.alpha, self.beta, self.gamma = weights
-        self.eta, self.direction = eta, direction
-        self.bound, self.step_rows = bound, step_rows
+        self.eta, self.direction, self.bound = eta, direction, bound
         width = self.causal.get_input_embeddings().weight.shape[1]
         if features:
             self.fusion = Fusion(features, dim)
@@ -225,8 +224,9 @@ class ExplainRec(TextModel):
     ) -> Tensor:
         """States of all positions of prompts with outputs: (B, T, H).
 
-        Where the answer is read again, behind `stop`, the answer itself is not to be seen: only the
-        prompt and the reason are.
+        Where the answer is read again, behind `stop`, its token is hidden: the prompt and the
+        reason are read. The states of the reason are those behind the answer, so that what they
+        keep of it beside the words is not hidden.
         """
         vectors = self.embed(ids, items, slots, users, histories)
         kind, mask = self.causal.dtype, None
@@ -307,7 +307,8 @@ def updated_weights(
     come down least.
     """
     step = -losses if first is None else losses / first.clamp(min=1e-8)
-    moved = weights * torch.exp(eta * (step - step.mean()))  # the mean falls out of the ratio
+    # The mean falls out of the ratio; with a large eta nothing overflows.
+    moved = weights * torch.exp((eta * (step - step.mean())).clamp(-80, 80))
     return moved * weights.sum() / moved.sum()
 
 
@@ -324,19 +325,20 @@ def multi_task_loss(model: ExplainRec, **batch: Tensor) -> Tensor:
         model, states, batch["ids"], labels, beside, **positions(batch)
     )
     told = model.beta * reason + model.gamma * consistency
+    # A batch of rows without a slot leaves parts out; processes expect a gradient of every part.
+    own_parts = (p for n, p in model.named_parameters() if not n.startswith("llm."))
+    nothing = 0.0 * sum(part.sum() for part in own_parts) if model.training else 0.0
     if not model.tasks:
-        return model.alpha * pred + told
+        return model.alpha * pred + told + nothing
     rating = 0.5 * (model.rating(at(states, batch["last"]).float()).squeeze(-1) - stars) ** 2
     own = (~free).to(pred)
     losses = torch.stack([model.alpha * pred * own, told * own, rating * own, pred * free], 1)
-    counts = torch.stack([own.sum()] * 3 + [free.sum()])
-    weights = model.task_weights.clone()
-    if not model.training:
-        return losses @ weights
-    learn_weights(model, losses.detach().sum(0), counts)
-    # A batch of domain-free rows alone fills no slot; processes expect a gradient of every part.
-    own_parts = (p for n, p in model.named_parameters() if not n.startswith("llm."))
-    return losses @ weights + 0.0 * torch.stack([part.sum() for part in own_parts]).sum()
+    if model.training:
+        if model.rating.weight.grad is None:  # the first rows of a step
+            move_weights(model)
+        model.loss_sums += losses.detach().sum(0)
+        model.row_counts += torch.stack([own.sum()] * 3 + [free.sum()])
+    return losses @ model.task_weights.clone() + nothing
 
 
 def positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -344,17 +346,12 @@ def positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def learn_weights(model: ExplainRec, sums: Tensor, counts: Tensor) -> None:
-    """Take note of the tasks' losses, summed over some rows, and how many these were: (tasks,).
+def move_weights(model: ExplainRec) -> None:
+    """Equation 11 by the losses of the last step's rows, summed in `loss_sums`.
 
-    Once the rows of a step are together equation 11 moves all weights, by running means, since a
-    step may hold no row of some task. A task's first loss is the mean of its first `FIRST` steps;
-    before that, and where a task has no loss at all, its weight stays.
+    By running means, since a step may hold no row of some task. A task's first loss is the mean of
+    its first `FIRST` steps; before that, and where a task has no loss at all, its weight stays.
     """
-    model.loss_sums += sums
-    model.row_counts += counts
-    if model.row_counts[0] + model.row_counts[-1] < model.step_rows:
-        return
     here = model.row_counts > 0
     means = model.loss_sums / model.row_counts.clamp(min=1)
     seen, first, recent = model.steps_seen, model.first_losses, model.recent_losses
@@ -371,8 +368,13 @@ def learn_weights(model: ExplainRec, sums: Tensor, counts: Tensor) -> None:
         weights[ready] = updated_weights(weights[ready], recent[ready], model.eta)
     else:
         moved = updated_weights(weights[ready], recent[ready], model.eta, first[ready])
-        moved = moved.clamp(1 / model.bound, model.bound)
-        weights[ready] = moved * weights[ready].sum() / moved.sum()
+        for _ in range(10):  # scaled to the old sum again, one may leave the bounds a little
+            cut = moved.clamp(1 / model.bound, model.bound)
+            inside = torch.equal(cut, moved)
+            moved = cut * weights[ready].sum() / cut.sum()
+            if inside:
+                break
+        weights[ready] = moved
 
 
 def whole_text_loss(
@@ -489,7 +491,7 @@ def read_again(
     cue: Sequence[int],
     beside: Tensor,
 ) -> Tensor:
-    """Log-odds of Yes read behind reasons, where the answer itself is hidden: (B,).
+    """Log-odds of Yes read behind reasons, where the answer's token is hidden: (B,).
 
     Arguments as for `explain`; `cue` are the tokens behind which the answer is read, `beside` (B,)
     is what `ExplainRec.beside` adds.

@@ -6,6 +6,7 @@ Importing this module loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from reprokit.feedback import GROUPS
 from reprokit.metrics import auc
 from reprokit.patterns import GROUPS_BY, WEIGHTS
 from reprokit.recommending import Held, Pairs
-from reprokit.runs import Job, Result, setting
+from reprokit.runs import Job, Result, Unavailable, setting
 from reprokit.tuning import Bench, TuneSettings, instructions
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ class ExplainRecSettings(TuneSettings):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got '{getattr(self, name)}'")
-        for name in ("alpha", "beta", "gamma", "eta", "smoothing"):
+        for name in ("alpha", "beta", "gamma", "eta"):
             check(name, getattr(self, name), getattr(self, name) >= 0)
-        for name in ("dim", "context", "fusion_lr", "support", "adapt_rows"):
+        for name in ("dim", "context", "fusion_lr", "smoothing", "support", "adapt_rows"):
             check(name, getattr(self, name), getattr(self, name) > 0)
         check("cross_share", self.cross_share, 0 <= self.cross_share < 1)
         check("weight_bound", self.weight_bound, self.weight_bound > 1)
@@ -122,6 +123,8 @@ def rates(settings: ExplainRecSettings) -> list[float]:
         raise ValueError(f"adapt_lr: '{settings.adapt_lr}' is not numbers with commas") from None
     if min(found) < 0:
         raise ValueError(f"adapt_lr: a step size is negative in '{settings.adapt_lr}'")
+    if not np.isfinite(found).all():
+        raise ValueError(f"adapt_lr: a step size is not finite in '{settings.adapt_lr}'")
     return found
 
 
@@ -152,6 +155,23 @@ class Explaining:
                 self.features["visual"] = bench.arena.image_vectors(s.image_encoder)
             else:
                 bench.arena.note(f"{self.data.name} has no pictures here: fused from texts alone")
+        if s.knowledge and self.data.is_cold:
+            _ = self.tried  # nothing to choose by is said before anything is trained
+
+    @cached_property
+    def tried(self) -> tuple[Pairs, np.ndarray]:
+        """Validation pairs that choose the step size of equation 6, and their labels."""
+        s, held = self.settings, self.bench.arena.valid
+        at = np.arange(len(held.pairs))
+        if s.adapt_rows < len(at):
+            rng = np.random.default_rng([s.list_seed, 11])
+            at = np.sort(rng.choice(at, s.adapt_rows, replace=False))
+        if len(np.unique(held.labels[at])) < 2:
+            raise Unavailable(
+                f"{self.data.name}: the {len(at)} validation rows that choose the step size of "
+                "equation 6 are all liked, or all disliked: raise adapt_rows"
+            )
+        return Pairs(held.pairs.rows[at], held.pairs.items[at]), held.labels[at]
 
     def model(self) -> ExplainRec:
         from reprokit.explainer import ExplainRec
@@ -171,7 +191,6 @@ class Explaining:
             s.eta,
             s.direction,
             s.weight_bound,
-            -(-s.batch_size // bench.accelerator.num_processes),
         )
 
     def prompts(
@@ -208,19 +227,26 @@ class Explaining:
     def asked(self, pairs: Pairs) -> Instructions:
         return self.prompts(pairs.rows, pairs.items)
 
+    @cached_property
+    def instructions(self) -> tuple[Instructions, Instructions]:
+        """Those of the training rows and of the validation pairs."""
+        s, bench = self.settings, self.bench
+        rows = bench.train_rows
+        rng = np.random.default_rng([bench.job.run.seed, 10])
+        free = rng.random(len(rows)) < (s.cross_share if s.tasks else 0.0)
+        learnt = self.prompts(rows, self.data.items[rows], self.data.labels[rows], free)
+        if s.attribution:
+            bench.sources = learnt.sources
+        return learnt, self.asked(bench.arena.valid.pairs)
+
     def train(self, model: ExplainRec, first: str) -> Fitted:
         import torch
 
         from reprokit.explainer import multi_task_loss
 
         s, bench, data = self.settings, self.bench, self.data
-        rows = bench.train_rows
-        rng = np.random.default_rng([bench.job.run.seed, 10])
-        free = rng.random(len(rows)) < (s.cross_share if s.tasks else 0.0)
-        labels = data.labels[rows]
-        prompts = self.prompts(rows, data.items[rows], labels, free)
-        if s.attribution:
-            bench.sources = prompts.sources
+        prompts, valid = self.instructions
+        rows, labels = bench.train_rows, data.labels[bench.train_rows]
         ratings = data.ratings[data.rows("train")]
         stars = (data.ratings[rows] - ratings.mean()) / max(float(ratings.std()), 1e-6)
         columns = {
@@ -235,6 +261,7 @@ class Explaining:
             {
                 "stage": "explainrec",
                 **{name: getattr(s, name) for name in (*names, "history", "reason_facts")},
+                "encoders": {kind: bench.job.run.pretrained[kind] for kind in s.reads[1:]},
                 "first": first,
             },
             model,
@@ -244,7 +271,7 @@ class Explaining:
                 **prompts.training_batch(index),
                 **{name: column[index] for name, column in columns.items()},
             },
-            self.asked(bench.arena.valid.pairs),
+            valid,
             s.fusion_lr,
             s.lr,
         )
@@ -292,20 +319,22 @@ class Explaining:
         self.bench.job.progress.start_steps(len(pairs))
         order = np.argsort(keys, kind="stable")
         starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]])
+        asked = self.asked(pairs)
+        every = np.unique(np.concatenate(list(supports.values())))
+        learnt = self.prompts(every, self.data.items[every])
         accelerator = self.bench.accelerator
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         for mine in np.split(order, starts[1:])[share]:
             events = supports[int(keys[mine[0]])]
-            chosen = self.asked(Pairs(pairs.rows[mine], pairs.items[mine]))
             if not len(events):
-                scores[mine] = self.ask(model, chosen)
+                scores[mine] = self.ask(model, asked, mine)
             else:
-                batch = self.prompts(events, self.data.items[events]).batch(np.arange(len(events)))
+                batch = learnt.batch(np.searchsorted(every, events))
                 odds = model.score(**{name: part.to(device) for name, part in batch.items()})
                 labels = torch.from_numpy(self.data.labels[events]).to(odds)
                 loss = F.binary_cross_entropy_with_logits(odds, labels)
                 with adapted(parameters, loss, rate):
-                    scores[mine] = self.ask(model, chosen)
+                    scores[mine] = self.ask(model, asked, mine)
             done += len(mine)
             self.bench.job.progress.step(done, "adapted")
         together = accelerator.reduce(torch.from_numpy(scores).to(device), "sum")
@@ -321,14 +350,18 @@ class Explaining:
             if not name.startswith(("llm.", "rating."))
         ]
 
-    def ask(self, model: ExplainRec, prompts: Instructions) -> np.ndarray:
-        """Scores of prompts as the model stands now, in this process alone."""
+    def ask(
+        self, model: ExplainRec, prompts: Instructions, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Scores of some prompts, or of all, as the model stands now, in this process alone."""
         import torch
 
         device, found = self.bench.accelerator.device, []
+        rows = np.arange(len(prompts)) if rows is None else rows
+        model.eval()  # a stage that was kept comes as it was made
         with torch.inference_mode():
-            for start in range(0, len(prompts), self.settings.eval_batch):
-                index = np.arange(start, min(start + self.settings.eval_batch, len(prompts)))
+            for start in range(0, len(rows), self.settings.eval_batch):
+                index = rows[start : start + self.settings.eval_batch]
                 batch = prompts.batch(index, share=True)
                 odds = model.score(**{name: part.to(device) for name, part in batch.items()})
                 found.append(odds.float().cpu().numpy())
@@ -336,18 +369,13 @@ class Explaining:
 
     def choose_rate(self, model: ExplainRec) -> tuple[float, list[dict[str, float]]]:
         """The step size of equation 6 with the best validation AUC, and all that were tried."""
-        s, held = self.settings, self.bench.arena.valid
-        at = np.arange(len(held.pairs))
-        if s.adapt_rows < len(at):
-            rng = np.random.default_rng([s.list_seed, 11])
-            at = np.sort(rng.choice(at, s.adapt_rows, replace=False))
-        pairs = Pairs(held.pairs.rows[at], held.pairs.items[at])
+        pairs, labels = self.tried
         tried = []
-        for rate in rates(s):
+        for rate in rates(self.settings):
             scores = self.adapted_scores(model, pairs, rate)[0] if rate else None
             if scores is None:
                 scores = self.ask(model, self.asked(pairs))
-            tried.append({"step size": rate, "valid auc": auc(held.labels[at], scores)})
+            tried.append({"step size": rate, "valid auc": auc(labels, scores)})
         return max(tried, key=lambda one: one["valid auc"])["step size"], tried
 
 
@@ -355,6 +383,7 @@ def run_explainrec(job: Job) -> Result:
     """ExplainRec, or what is left of it without one of its parts."""
     run = Explaining(job)
     s, bench = run.settings, run.bench
+    _ = run.instructions  # a prompt that is too long is said before anything is trained
     first = bench.stage_one()
     model = run.model()
     fitted = run.train(model, first)

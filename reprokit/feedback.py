@@ -189,6 +189,14 @@ class Feedback:
         )
 
 
+def paired(first: Any, second: Any, size: int) -> Ints:
+    """One number for each pair of whole numbers, in the order of the pairs; 0 <= second < size.
+
+    In 64 bits, which the product of an array of 32 bits and a scalar is not in every numpy.
+    """
+    return np.multiply(first, size, dtype=np.int64) + second
+
+
 def history_ends(users: Any, split: Any, starts: Ints) -> NDArray[np.int32]:
     """Where the history of each event ends; events sorted by user, and of a user training or
     support events first, then validation, then test: (N,).

@@ -51,6 +51,7 @@ from reprokit.rating_forms import (
     one_line,
     shared_cases,
 )
+from reprokit.rendering import csv_text, grid, literal
 from reprokit.runs import (
     Estimate,
     Job,
@@ -65,13 +66,15 @@ from reprokit.runs import (
     setting,
     write_json,
 )
-from reprokit.tables import Table, csv_text, grid, literal
+from reprokit.tables import Table
 
 if TYPE_CHECKING:
     from reprokit.plan import Plan
 
 PAPER_RATERS = 100
 REPORT = "human.csv"
+KINDS = (".csv", ".xlsx", ".xls", ".ods")
+"""Endings of what may be a returned sheet; the first alone is read."""
 
 
 # --- what is rated ------------------------------------------------------------------------------
@@ -154,7 +157,8 @@ def read_key(path: Path) -> dict[str, Any]:
 
 
 def read_sheets(paths: Sequence[Path], key: Mapping[str, Any]) -> Reading:
-    """The ratings in returned sheets; a folder stands for its CSV files but our own report.
+    """The ratings in returned sheets; a folder stands for its CSV files but our own report. A file
+    that a spreadsheet keeps in a form of its own is named.
 
     Of several usable copies of a line the first counts, in order of the files' names. Another copy
     is no problem where it says the same, or says nothing.
@@ -162,8 +166,7 @@ def read_sheets(paths: Sequence[Path], key: Mapping[str, Any]) -> Reading:
     Raises RequestError where a path does not exist.
     """
     reading = Reading()
-    every = [p for path in paths for p in (path.glob("*.csv") if path.is_dir() else [path])]
-    every = [path for path in every if path.name != REPORT or path in paths]
+    every = [p for path in paths for p in (sheets_in(path) if path.is_dir() else [path])]
     lines = []
     for path in sorted(dict.fromkeys(every), key=lambda path: (path.name, str(path))):
         if not path.is_file():
@@ -187,8 +190,17 @@ def read_sheets(paths: Sequence[Path], key: Mapping[str, Any]) -> Reading:
     return reading
 
 
+def sheets_in(folder: Path) -> list[Path]:
+    """What may be a returned sheet, in order; nothing where there is no such folder."""
+    every = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in every if path.suffix.lower() in KINDS and path.name != REPORT]
+
+
 def read_sheet(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, cells) of each line of a file, whatever separator a spreadsheet has put into it."""
+    if path.suffix.lower() in KINDS[1:]:
+        reading.report(f"{path}: not CSV but {path.suffix}; save it as 'CSV UTF-8'")
+        return
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -244,11 +256,11 @@ def dispute(code: str, values: Sequence[int], reading: Reading) -> str:
 def cube_of(reading: Reading, key: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
     """(ratings (raters, cases, systems, criteria), nan where there is none; names of the raters).
 
-    Raters are the sheets with a usable line, in order; cases those of the key.
+    Raters and cases are those with a usable line, in order: no other one can be drawn anew.
     """
     told = {code: key["codes"][code] for code in reading.ratings}
     raters = sorted({one["sheet"] for one in told.values()})
-    cases = sorted(key["cases"])
+    cases = sorted({one["case"] for one in told.values()})
     cube = np.full((len(raters), len(cases), len(SYSTEMS), len(CRITERIA)), np.nan)
     for code, values in reading.ratings.items():
         one = told[code]
@@ -297,7 +309,7 @@ def analyse(
         "preset": key.get("preset", ""),
         "raters": len(raters),
         "raters_in_key": len(key["sheets"]),
-        "cases": int((~np.isnan(cube)).any(axis=(0, 2, 3)).sum()),
+        "cases": cube.shape[1],
         "lines": len(reading.ratings),
         "lines_left_out": reading.left_out,
         "lines_blank": reading.blank,
@@ -445,6 +457,8 @@ def export_command(options: argparse.Namespace) -> int:
         preset=options.preset,
         dataset=options.dataset,
         llm=options.llm,
+        text_encoder=options.text_encoder,
+        image_encoder=options.image_encoder,
         overrides=tuple(options.set),
         data_dir=options.data_dir,
         out=options.out,
@@ -462,7 +476,7 @@ def export_command(options: argparse.Namespace) -> int:
     print(
         f"{folder}: {options.raters} sheets and forms of {options.items} cases out of "
         f"{len(cases):,} on {dataset}, {len(SYSTEMS) * options.items} explanations each; "
-        f"{made.guarded} lines have a cell guarded against being read as a formula.\n"
+        f"{made.guarded} lines have a cell guarded against being read as a formula or a number.\n"
         "Give each rater README.txt and one form or sheet. Keep key.json to yourself. Put what "
         f"comes back in {folder / 'returned'}, then:\n"
         f"python -m reprokit human analyse {folder / 'returned'} --key {folder / 'key.json'}"
@@ -512,10 +526,8 @@ class Returned(Source):
     def fingerprint(
         self, data_dir: Path, cache: Path | None = None, read: bool = True, keep: bool = True
     ) -> str:
-        files = [
-            data_dir / FOLDER / "key.json",
-            *sorted((data_dir / FOLDER).glob("returned/*.csv")),
-        ]
+        folder = data_dir / FOLDER
+        files = [folder / "key.json", *sheets_in(folder / "returned")]
         parts = [(path.name, path.read_bytes().hex()) for path in files if path.is_file()]
         return digest([FORMAT, parts])
 
@@ -529,7 +541,7 @@ HUMAN_DATA: Mapping[str, Source] = {
 
 def studied(folder: Path) -> tuple[dict[str, Any], Reading] | None:
     """The key of a study and what came back; None where nothing did."""
-    if not (folder / "key.json").is_file() or not any(folder.glob("returned/*.csv")):
+    if not (folder / "key.json").is_file() or not sheets_in(folder / "returned"):
         return None
     key = read_key(folder / "key.json")
     return key, read_sheets([folder / "returned"], key)

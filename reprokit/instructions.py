@@ -199,7 +199,7 @@ class Instructions(Pieces):
         events = [data.histories(rows, history, label) for label in (1, 0)]  # (R, K) each
         recent = [data.histories(rows, context or history, label) for label in (1, 0)]
         self.recent = np.concatenate([data.items_at(part) for part in recent], axis=1)
-        own = rows if reasons and labels is not None else np.empty(0, np.int64)
+        own = rows[~self.free] if reasons and labels is not None else np.empty(0, np.int64)
         self._table(events, own)
         lists = [self._listed(part) for part in events]  # (R, K, 5)
         lists = self._shorten(lists, limit)
@@ -297,7 +297,7 @@ class Instructions(Pieces):
         columns = [column("<bos>"), column(head(self.with_reasons, self.data.item_word))]
         for text, part in zip((LIKED, DISLIKED), lists, strict=True):
             nothing = ~(part[..., 0] > 0).any(axis=1, keepdims=True)
-            columns += [column(text), part.reshape(count, -1)]
+            columns += [column(text), part.reshape(count, part.shape[1] * part.shape[2])]
             columns.append(np.where(nothing, self.number[NONE], 0))
         columns.append(column(NEW.format(self.data.item_word)))
         prefix = np.concatenate(columns, axis=1).astype(np.int32)

@@ -431,7 +431,7 @@ OWN_ROWS = (
     Row("GRU4Rec, target domain alone", "gru4rec", {"reads": "target"}, on_request=True),
     Row("SASRec, target domain alone", "sasrec", {"reads": "target"}, on_request=True),
     Row("SR-GNN, target domain alone", "sr-gnn", {"reads": "target"}, on_request=True),
-    Row("LLM-EMF, ids alone", "llm-emf", {"parts": "id"}),
+    Row("LLM-EMF, ids alone", "llm-emf", {"parts": "id"}, on_request=True),
 )
 
 

@@ -22,7 +22,7 @@ METRICS = {
     "hr@k": "hr@k:binary,one-relevant-item,rank<=k,ties=mid-rank-unless-stated",
     "mrr": "mrr:binary,one-relevant-item,1/rank,no-cut-off,ties=mid-rank-unless-stated",
     "ndcg@k": "ndcg@k:binary,one-relevant-item,idcg=1,1/log2(rank+1),ties=mid-rank-unless-stated",
-    "bleu": "bleu:corpus,4-grams,0-100,sacrebleu-signature-beside-it",
+    "bleu": "bleu:corpus,4-grams,sacrebleu/100,signature-beside-it",
 }
 """Short id of each metric in the tables -> its definition."""
 

@@ -6,7 +6,7 @@ Tables  mmrec/table1, table2, mmrec/figure2, figure3; of our own mmrec/auc, mmre
 A row is a review; whether its rating is high is predicted from what other reviews say of its user
 and of its business. What describes a row stands in `profiles` (with `pooling`, `summaries`,
 `captions`), the ranking model and the upstream MLP in `dlrm`, the protocol and how they are trained
-in `reviewing`, the data in `reviews`. Importing this module loads no torch.
+in `reviewing`, the data in `reviewdata`. Importing this module loads no torch.
 
 Eq. 1, 2   dlrm.class_weights
 III-A      dlrm.DLRM, trained by reviewing.Trainer
@@ -17,7 +17,7 @@ What the paper leaves open or gets wrong, and what is done here
 D1  A positive label is not defined. Rating above 3; the printed rates need a positive share of at
     least 0.84 in training and 0.83 in testing, and the shares found are printed.
 D2  Users of the training and of the held-out reviews are disjoint in the release, so no average of
-    a held-out user can come from "the entire training dataset": see `reviews` and `profiles`.
+    a held-out user can come from "the entire training dataset": see `reviewfiles` and `profiles`.
 D3  Nothing says that the review to be predicted is left out of the text that is summarised:
     `leakage`. It is left out by default; `mmrec/leakage` has both.
 D4  "Early stopping after 300 epochs": epochs before the 300th only train; from there on the epoch
@@ -55,8 +55,9 @@ from reprokit.profiles import (
     proposed_profile,
     remembered,
 )
+from reprokit.reviewdata import REVIEW_DATA, no_images
 from reprokit.reviewing import DLRMSettings, load, run_constant, run_dlrm
-from reprokit.reviews import REVIEW_DATA, Reviews, no_images
+from reprokit.reviews import Reviews
 from reprokit.runs import Estimate, Job, Result, System, Unavailable, setting
 from reprokit.summaries import Asked, ReviewSets, summaries
 from reprokit.tables import Column, Row, Table

@@ -30,6 +30,7 @@ D7  The paper rates items. A rating is the score that ranks them here.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprokit import recommending
 from reprokit.click import check
 from reprokit.feedback import Feedback
 from reprokit.lexicon import tokens
@@ -48,6 +50,7 @@ from reprokit.recommending import (
     Pairs,
     Score,
     TasteSettings,
+    blocks,
     to_explain,
     told,
 )
@@ -78,7 +81,7 @@ class RatingSettings(TasteSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("lr", "batch_size", "max_epochs", "patience", "min_count"):
-            check(name, getattr(self, name), getattr(self, name) > 0)
+            check(name, getattr(self, name), 0 < getattr(self, name) < math.inf)
         check("dropout", self.dropout, 0 <= self.dropout < 1)
         if self.chosen_by not in ("auc", "rmse"):
             raise ValueError(f"chosen_by must be auc or rmse, got '{self.chosen_by}'")
@@ -100,7 +103,7 @@ class NARRESettings(RatingSettings):
         for name in ("word_dim", "filters", "dim"):
             check(name, getattr(self, name), getattr(self, name) > 0)
         for name in ("l2", "explain_rows"):
-            check(name, getattr(self, name), getattr(self, name) >= 0)
+            check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf)
         check("covered", self.covered, 0 < self.covered <= 1)
 
 
@@ -130,6 +133,10 @@ class Texts:
         return np.diff(self.starts)
 
 
+def no_reviews(name: str, system: str) -> Unavailable:
+    return Unavailable(f"{name} has no reviews, and {system} learns from their texts")
+
+
 def training_texts(
     data: Feedback, system: str, min_count: int, keep: Callable[[str], bool] = bool
 ) -> Texts:
@@ -139,7 +146,7 @@ def training_texts(
     Raises Unavailable where there is nothing to read; `system` is who wanted to.
     """
     if data.reviews is None:
-        raise Unavailable(f"{data.name} has no reviews, and {system} learns from their texts")
+        raise no_reviews(data.name, system)
     rows = data.rows("train")
     read, ids = array("i"), {"": 0}
     ends = np.zeros(len(rows), np.int64)
@@ -263,11 +270,15 @@ def network() -> Any:
             # ReLU leaves nothing below 0, so a masked 0 is never the maximum of a review.
             return (F.relu(sums) * seen).amax(1)  # (N, L, F) -> (N, F)
 
-        def attention(self, numbers: Tensor, encoded: Tensor, index: Tensor) -> Tensor:
-            """a: (B, M); 0 where `numbers` is 0. `encoded` (N, F) at `index` (B, M) is O."""
-            keys = F.embedding(index, encoded @ self.of_review + self.bias)  # (B, M, A)
+        def keys(self, encoded: Tensor) -> Tensor:
+            """What the attention reads of reviews, O (N, F) -> (N, A)."""
+            return encoded @ self.of_review + self.bias
+
+        def attention(self, numbers: Tensor, keys: Tensor, index: Tensor) -> Tensor:
+            """a: (B, M); 0 where `numbers` is 0. `keys` (N, A) at `index` (B, M) are its."""
             others = F.relu(self.other_ids(self.others[numbers]))  # v, (B, M, d)
-            logits = F.relu(keys + others @ self.of_other) @ self.weigh  # (B, M)
+            inner = F.relu(F.embedding(index, keys) + others @ self.of_other)  # (B, M, A)
+            logits = inner @ self.weigh  # (B, M)
             real = numbers > 0
             logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)
             return logits.softmax(1) * real
@@ -310,7 +321,7 @@ def network() -> Any:
             self.item = Side(item_lists, texts.users, len(user_lists), *widths)
             self.last, self.mean = uniform(dim), constant(mean, 1)
             self.dropout = nn.Dropout(dropout)
-            self.kept: dict[Side, Tensor] = {}
+            self.kept: dict[Side, tuple[Tensor, Tensor]] = {}
             self.register_load_state_dict_post_hook(lambda model, _: model.kept.clear())
 
         def train(self, mode: bool = True) -> NARRE:
@@ -326,27 +337,31 @@ def network() -> Any:
             inside = at < ends[:, None]
             return torch.where(inside, self.flat[at.clamp(max=len(self.flat) - 1)], 0).long()
 
-        def reviews(self, side: Side, numbers: Tensor) -> tuple[Tensor, Tensor]:
-            """O of the distinct reviews among `numbers` (B, M), (N, F), and where each is, (B, M).
+        def reviews(self, side: Side, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """O of the distinct reviews among `numbers` (B, M), (N, F), their keys (N, A), and
+            where each is, (B, M).
 
             In evaluation all reviews are encoded once, and kept until the weights change.
             """
             if self.training or torch.is_grad_enabled():
                 distinct, index = torch.unique(numbers, return_inverse=True)
-                return side.encode(self.texts_of(distinct)), index
+                encoded = side.encode(self.texts_of(distinct))
+                return encoded, side.keys(encoded), index
             if side not in self.kept:
                 every = torch.arange(len(self.events), device=numbers.device)
-                parts = [side.encode(self.texts_of(part)) for part in every.split(2048)]
-                self.kept[side] = torch.cat(parts)
-            return self.kept[side], numbers
+                encoded = torch.cat(
+                    [side.encode(self.texts_of(some)) for some in every.split(2048)]
+                )
+                self.kept[side] = encoded, side.keys(encoded)
+            return *self.kept[side], numbers
 
         def read(self, side: Side, owners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """(numbers (B, M), weights (B, M), sum of a_l O_l (B, F)), without the review of the
             very event `rows` (B,)."""
             numbers = side.lists[owners]
             numbers = numbers * (self.events[numbers] != rows[:, None])
-            encoded, index = self.reviews(side, numbers)
-            weights = side.attention(numbers, encoded, index)
+            encoded, keys, index = self.reviews(side, numbers)
+            weights = side.attention(numbers, keys, index)
             mixed = (weights.unsqueeze(1) @ F.embedding(index, encoded)).squeeze(1)
             return numbers, weights, mixed
 
@@ -408,7 +423,7 @@ def fit_ratings(
     """
     import torch
 
-    from reprokit import training
+    from reprokit import stages, training
 
     s: RatingSettings = arena.job.run.settings
     data = arena.sealed
@@ -434,7 +449,7 @@ def fit_ratings(
         return {"negative rmse": -float(np.sqrt(np.square(errors).mean()))}
 
     unread = ("rated_rows", "rank_rows", "valid_lists", "negatives", "explain_rows")
-    fitted = training.stage(
+    fitted = stages.stage(
         arena.job,
         training.make_accelerator(),
         model,
@@ -442,6 +457,7 @@ def fit_ratings(
             "stage": name,
             "settings": {k: v for k, v in asdict(s).items() if k not in unread},
             "of": revision,
+            "protocol": recommending.REVISION,  # which rows choose
         },
         loss,
         batch,
@@ -454,6 +470,8 @@ def fit_ratings(
 
 
 REVISION = 1
+EXPLAINED_AT_ONCE = 1024
+"""Pairs, each with the reviews of its user and of its item."""
 
 
 def build(data: Feedback, settings: NARRESettings) -> tuple[Any, Texts]:
@@ -479,7 +497,7 @@ def run_narre(job: Job) -> Result:
     """NARRE: scores are predicted ratings, explanations are sentences of the reviews it attends."""
     from reprokit import training
 
-    arena, s = Arena(job), job.run.settings
+    arena, s = Arena(job).ready(), job.run.settings
     training.seed_everything(job.run.seed, "narre")
     model, texts = build(arena.sealed, s)
     # The authors add the penalty to a batch's sum of errors, so a row has its part of it.
@@ -513,9 +531,13 @@ def explanations(arena: Arena, model: Any, texts: Texts, held: Held) -> dict[str
     model.eval()
     device = model.last.device
     inputs = [torch.from_numpy(column).to(device) for column in (data.users[rows], items, rows)]
+    found = []
     with torch.inference_mode():
-        numbers = model.most_attended(*inputs[1:]).cpu().numpy()
-        scores = model.score(*inputs).float().cpu().numpy()
+        for at in blocks(len(rows), EXPLAINED_AT_ONCE):
+            users, of, own = (column[at] for column in inputs)
+            both = model.most_attended(of, own), model.score(users, of, own).float()
+            found.append([part.cpu().numpy() for part in both])
+    numbers, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     events = texts.events[numbers]
     assert arena.sealed.reviews is not None
     reviews = [arena.sealed.reviews[event] if event >= 0 else "" for event in events.tolist()]
@@ -531,6 +553,8 @@ def explanations(arena: Arena, model: Any, texts: Texts, held: Held) -> dict[str
 # --- estimates: upper bounds on two CPU cores, from runs on one such machine --------------------
 def estimate_narre(settings: NARRESettings, sizes: Mapping[str, int]) -> Estimate:
     """Time and memory by steps, the reviews and words read in one, and filters."""
+    if not sizes["reviewed"]:
+        raise no_reviews("the data set", "NARRE")
     s, rows = settings, sizes["train"]
     slots = 3 * s.batch_size * (rows / sizes["users"] + rows / sizes["items"])
     words = min(2 * rows, slots) * (25 if rows < 20_000 else 150)  # invented reviews are short

@@ -44,6 +44,7 @@ import numpy as np
 from reprokit.click import check
 from reprokit.feedback import Feedback
 from reprokit.p5_prompts import ANSWERS, FAMILIES, Prompts, draw, fixed_words, titles_of
+from reprokit.reasons import REVISION as REASONS_REVISION
 from reprokit.recommending import SAMPLES, Arena, Held, Pairs, TasteSettings, to_explain, told
 from reprokit.runs import Estimate, Job, Result, System, setting
 
@@ -104,7 +105,8 @@ class P5Settings(TasteSettings):
         check("word_std", self.word_std, 0 <= self.word_std < math.inf)
         # The table of whole words has 512 rows, and a template has fewer than 30 words.
         check("history", self.history, self.history <= 400)
-        check("title_words + review_words", 0, self.title_words + self.review_words <= 400)
+        words = self.title_words + self.review_words
+        check("title_words + review_words", words, words <= 400)
         for name, known in (
             ("ids", ("random", "sequential")),
             ("rank_by", ("yes", "list")),
@@ -126,6 +128,8 @@ class P5Settings(TasteSettings):
         found: dict[str, float] = {}
         for part in self.families.split(","):
             name, _, share = part.partition("=")
+            if name in found:
+                raise ValueError(f"families: '{name}' stands there twice")
             try:
                 found[name] = float(share)
             except ValueError:
@@ -145,12 +149,12 @@ UNREAD = ("rated_rows", "rank_rows", "valid_lists", "rank_by", "beams", "eval_ba
 
 def run_p5(job: Job) -> Result:
     """Fine-tune on all families, choose by validation AUC, score, explain."""
-    from reprokit import training
+    from reprokit import stages, training
     from reprokit.homemade import prepare_t5
     from reprokit.texttotext import P5, answer_loss, load_t5
 
     s: P5Settings = job.run.settings
-    seed, arena = job.run.seed, Arena(job)
+    seed, arena = job.run.seed, Arena(job).ready()
     data = arena.sealed
     accelerator = training.make_accelerator()
     with accelerator.main_process_first():
@@ -163,7 +167,7 @@ def run_p5(job: Job) -> Result:
     model = P5(t5, prompts.yes_and_no, s.whole_words, s.word_std, s.beams)
     rows = len(prompts.examples)
     steps = s.max_epochs * math.ceil((s.epoch_rows or rows) / s.batch_size)
-    fitted = training.stage(
+    fitted = stages.stage(
         job,
         accelerator,
         model,
@@ -175,7 +179,7 @@ def run_p5(job: Job) -> Result:
                 if name not in (*UNREAD, "explain_rows")
             },
             "backbone": job.run.backbone,
-            "of": REVISION,
+            "of": [REVISION, REASONS_REVISION],
         },
         answer_loss,
         prompts.lesson,
@@ -198,6 +202,7 @@ def run_p5(job: Job) -> Result:
         lengths=prompts.lengths,
     )
     arena.counts |= prompts.examples.counts
+    arena.counts["titles with characters unknown to T5"] = prompts.unknown
     if cut := int((prompts.library.sizes[prompts.answers] >= s.answer_tokens).sum()):
         arena.note(f"{cut:,} answers that P5 learns are cut after {s.answer_tokens} tokens")
 
@@ -206,7 +211,7 @@ def run_p5(job: Job) -> Result:
 
     explaining = s.explain_rows and "explanation" in s.shares and not data.is_cold
     return arena.result(
-        partial(prompts.score, fitted.predict),
+        partial(prompts.score, fitted.predict, counts=arena.counts),
         fitted.selection(),
         explain=explain if explaining else None,
         valid_lists=False,
@@ -272,7 +277,7 @@ def estimate_p5(settings: Any, sizes: Mapping[str, int]) -> Estimate:
     work = 2 * weights * tokens * (3 * heavy * rows + pairs)
     overhead = 3e-4 * rows + 5e-4 * pairs  # of what is not arithmetic
     batch = (s.micro_batch or s.batch_size) * (listed if "list" in shares else tokens)
-    memory = 1e9 + 16 * weights + 150 * batch * weights**0.5
+    memory = 1e9 + 16 * weights + 150 * batch * weights**0.5 + 120 * sizes["train"]
     return Estimate(20 + work / rate + overhead, memory, 12 * weights)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -284,14 +285,17 @@ class Library:
         for name, group in groups.items():
             self.first[name] = len(texts)
             texts += group
-        words = [text.split() for text in texts]
-        numbers = {word: at for at, word in enumerate(dict.fromkeys(chain.from_iterable(words)))}
+        numbers: dict[str, int] = {}
+        found, counts = array("i"), array("q", [0])  # no text is held as a list of its words
+        for text in texts:
+            words = text.split()
+            found.extend(numbers.setdefault(each, len(numbers)) for each in words)
+            counts.append(len(words))
         lists = tokenizer(list(numbers), add_special_tokens=False)["input_ids"] if numbers else []
         sizes = np.array([len(ids) for ids in lists], np.int64)
         ends = np.cumsum(sizes)
         tokens = np.fromiter(chain.from_iterable(lists), np.int32, int(sizes.sum()))
-        of_text = np.cumsum([0, *(len(each) for each in words)])
-        word = np.fromiter((numbers[w] for each in words for w in each), np.int64, int(of_text[-1]))
+        of_text, word = np.cumsum(counts), np.array(found)
         owner, at = spans((ends - sizes)[word], ends[word])
         self.tokens = tokens[at]
         self.opens = np.diff(owner, prepend=-1) > 0  # the first token of a word
@@ -353,6 +357,11 @@ class Prompts:
         )
         at = self.library.first["words"]
         self.fixed = {text: at + number for number, text in enumerate(fixed)}
+        unknown = np.cumsum(np.append(0, self.library.tokens == tokenizer.unk_token_id))
+        at = self.library.first["title"]
+        bounds = unknown[self.library.starts[at : at + data.n_items + 1]]
+        self.unknown = int((np.diff(bounds) > 0).sum())
+        """Titles with a character that T5 does not know."""
 
     @property
     def yes_and_no(self) -> tuple[int, int]:
@@ -465,10 +474,16 @@ class Prompts:
         return {**self.batch(self.asked(index)), "targets": torch.from_numpy(targets)}
 
     # --- scores ---
-    def score(self, predict: Any, pairs: Pairs) -> np.ndarray:
-        """Log-odds of yes of pairs, (N,); or, by setting, the beam's order of lists."""
+    def score(self, predict: Any, pairs: Pairs, counts: dict[str, int] | None = None) -> np.ndarray:
+        """Log-odds of yes of pairs, (N,); or, by setting, the beam's order of lists.
+
+        counts: of a run; what the beam says beside candidates is noted there.
+        """
         if self.settings.rank_by == "list" and pairs.width > 1:
-            return self.order(predict, pairs)[0]
+            scores, invented = self.order(predict, pairs)
+            if counts is not None:
+                counts["answers to lists that are no candidate"] = invented
+            return scores
         return self.sorted(predict, self.pieces("direct", 0, pairs.rows, pairs.items))
 
     def order(self, predict: Any, pairs: Pairs) -> tuple[np.ndarray, int]:

@@ -41,7 +41,8 @@ from reprokit.data import opened
 from reprokit.datasets import DataError, dataset
 from reprokit.download import find, megabytes, require
 from reprokit.metadata import read_metadata
-from reprokit.reviews import picture_files, read_products
+from reprokit.progress import duration
+from reprokit.reviewfiles import picture_files, read_products
 from reprokit.runs import RequestError, replacing
 
 GOOGLE_PHOTO = "https://lh5.googleusercontent.com/p/{id}"
@@ -277,16 +278,10 @@ def outlook(places: Places, folder: Path, rate: float = RATE, limit: int = 0) ->
     seconds = places.requests * number / rate
     return (
         f"{counts.wanted:,} pictures wanted{none}, {counts.here:,} here, {counts.gone:,} known to "
-        f"be gone; {number:,} to ask for, at most {rate:g} a second: {_duration(seconds)} or "
+        f"be gone; {number:,} to ask for, at most {rate:g} a second: {duration(seconds)} or "
         f"more; disk about {megabytes(number * each)} ({megabytes(each)} each, {basis}), "
         f"{megabytes(shutil.disk_usage(parent).free)} free"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 # --- one request --------------------------------------------------------------------------------
@@ -543,7 +538,7 @@ class Fetch:
                 if fault.hold is None:
                     self.pace.sleep(pause)
                 elif fault.hold > LONGEST_WAIT:
-                    reason = f"the server asks for a pause of {_duration(fault.hold)}"
+                    reason = f"the server asks for a pause of {duration(fault.hold)}"
                     return self.told.put((name, "halt", reason))
                 else:
                     self.pace.hold(fault.hold or pause)

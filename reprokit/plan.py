@@ -232,7 +232,7 @@ def plan(request: Request) -> Plan:
         )
     # What is missing leaves empty cells; where nothing at all could be made the request is wrong.
     if (planner.missing or planner.unknown) and not planned.wanted:
-        lines = "; ".join([*planner.missing.values(), *planner.unknown.values()])
+        lines = "; ".join(dict.fromkeys([*planner.missing.values(), *planner.unknown.values()]))
         raise DataError(lines) if planner.missing else RequestError(lines)
     return planned
 

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 from urllib import request as web
 
@@ -56,7 +57,7 @@ def poster_addresses(data_dir: Path, image_url: str = "") -> Places:
     if not paths:
         raise DataError(
             f"{data_dir / LINKS[0]} missing: it says which film is which at themoviedb.org. Fetch "
-            "it: python -m reprokit data fetch ml-latest-small (or ml-25m)"
+            f"it: python -m reprokit data fetch ml-latest-small --data-dir {data_dir} (or ml-25m)"
         )
     films: dict[str, str] = {}
     for path in paths:
@@ -84,13 +85,13 @@ def read_links(path: Path) -> dict[str, str]:
     """`tmdbId` by `movieId`, "" where a film has none; in the order of the file."""
     films: dict[str, str] = {}
     try:
-        with opened(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             for number, row in enumerate(csv.DictReader(text), 2):
-                film, tmdb = row.get("movieId") or "", row.get("tmdbId") or ""
-                if not film.isdecimal() or not (tmdb.isdecimal() or not tmdb):
+                film, tmdb = row.get("movieId") or "", row.get("tmdbId")  # None: a row cut short
+                if not film.isdecimal() or tmdb is None or not (tmdb.isdecimal() or not tmdb):
                     raise DataError(f"{path}, line {number}: expected numbers movieId and tmdbId")
                 films[film] = tmdb
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     return films
 

@@ -25,7 +25,8 @@ import numpy as np
 
 from reprokit.pooling import Groups, Mean, blocks, mean_values
 from reprokit.progress import Progress
-from reprokit.reviews import Reviews, no_images
+from reprokit.reviewdata import no_images
+from reprokit.reviews import Reviews
 from reprokit.runs import RequestError, Unavailable
 from reprokit.summaries import (
     EXTRACTIVE,

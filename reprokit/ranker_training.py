@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprokit import recommending
 from reprokit.feedback import Feedback
 from reprokit.recommending import Arena, Pairs, blocks
 from reprokit.runs import Job, Result, Unavailable
@@ -103,9 +104,11 @@ ELSEWHERE = ("rated_rows", "rank_rows", "lr", "batch_size", "max_epochs", "patie
 def train(arena: Arena, recipe: Recipe, s: Any, system: str, revision: int) -> Chosen:
     """The model of a recipe, chosen by validation; its stage is shared by all runs that need it.
 
-    s: its `TrainedSettings`, which need not be those of the arena's run.
+    Args:
+        s: its `TrainedSettings`, which need not be those of the arena's run.
+        revision: the system's own. A run's has more in it, by which the stage would not be found.
     """
-    from reprokit import training
+    from reprokit import stages, training
 
     accelerator = training.make_accelerator()
     training.seed_everything(arena.job.run.seed, "model")
@@ -124,11 +127,17 @@ def train(arena: Arena, recipe: Recipe, s: Any, system: str, revision: int) -> C
         return arena.evaluate(score, lists=monitor == NDCG)
 
     kept = {k: v for k, v in asdict(s).items() if k not in ELSEWHERE}
-    fitted = training.stage(
+    fitted = stages.stage(
         arena.job,
         accelerator,
         model,
-        {"stage": system, "settings": kept, "of": revision, **recipe.what},
+        {
+            "stage": system,
+            "settings": kept,
+            "of": revision,
+            "protocol": recommending.REVISION,  # which rows choose
+            **recipe.what,
+        },
         recipe.loss,
         recipe.batch,
         recipe.rows,
@@ -146,11 +155,14 @@ def train(arena: Arena, recipe: Recipe, s: Any, system: str, revision: int) -> C
     return Chosen(arena.sealed, model, fitted, length)
 
 
-def run_recipe(job: Job, make: Callable[[Arena, Any], Recipe]) -> Result:
-    """Train what `make(arena, settings)` gives, then score validation and test."""
-    arena, s = Arena(job), job.run.settings
+def run_recipe(job: Job, make: Callable[[Arena, Any], Recipe], revision: int = 1) -> Result:
+    """Train what `make(arena, settings)` gives, then score validation and test.
+
+    revision: the system's own, as `train` asks for it.
+    """
+    arena, s = Arena(job).ready(), job.run.settings
     recipe = make(arena, s)
-    chosen = train(arena, recipe, s, job.run.system, job.run.revision)
+    chosen = train(arena, recipe, s, job.run.system, revision)
     return arena.result(
         chosen.score,
         chosen.fitted.selection(),

@@ -83,19 +83,28 @@ class IdRanker(Ranker):
     """A ranker whose contexts are users: a subclass has `compute`.
 
     What `compute` gives is kept while the model is evaluated, so that a graph is propagated once
-    for all batches; `train` and `eval` drop it, since the weights may change.
+    for all batches, of rated pairs and of lists alike. It is dropped where the weights change: in
+    training and by loading them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._kept: tuple[Tensor, Tensor] | None = None
+        self.register_load_state_dict_post_hook(lambda model, _: model.drop())
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Vectors of all users (n_users, D) and of all items (n_items, D)."""
         raise NotImplementedError
 
-    def train(self, mode: bool = True) -> Any:
+    def drop(self) -> None:
+        """Forget what was kept, in parts that keep a graph of their own too."""
         self._kept = None
+        for part in self.children():
+            part.train(part.training)
+
+    def train(self, mode: bool = True) -> Any:
+        if mode or self.training:
+            self.drop()
         return super().train(mode)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
@@ -271,6 +280,10 @@ class SASRec(SequenceRanker):
 class GRU4Rec(SequenceRanker):
     """A recurrent network over the history, `sequential.GRU4Rec`.
 
+    An empty history is read as one item whose vector is zeros: its state is the last layer's bias,
+    which is learned. Padding is in no training step, so that a drawn vector would stay as it is and
+    decide what people without a history are told.
+
     Args:
         dim, hidden, layers, dropout: RecBole's 64, 128, 1 and 0.3; the authors: 100 units.
     """
@@ -280,6 +293,8 @@ class GRU4Rec(SequenceRanker):
     ) -> None:
         super().__init__()
         self.network = sequential.GRU4Rec(n_items - 1, 0, dim, hidden, layers, dropout)
+        with torch.no_grad():
+            self.network.items.weight[0] = 0
 
     @property
     def table(self) -> Tensor:

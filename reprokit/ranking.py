@@ -353,7 +353,7 @@ def fit_recipe(
     arena: Arena, accelerator: Any, stage: str, settings: Any, recipe: Recipe
 ) -> list[tuple[Any, Fitted]]:
     """The trained models of a recipe: one, or one for each domain."""
-    from reprokit import training
+    from reprokit import stages, training
 
     if recipe.make_rows:
         rows = recipe.make_rows(arena.sealed)
@@ -388,7 +388,7 @@ def fit_recipe(
                 values |= {f"{DOMAINS[d]}/{name}": ranked[name] for name in ("mrr", "ndcg@10")}
             return values
 
-        fitted = training.stage(
+        fitted = stages.stage(
             arena.job,
             accelerator,
             model,

@@ -124,7 +124,7 @@ class Exported:
     folder: Path
     files: tuple[str, ...]
     guarded: int
-    """Lines with a cell that a spreadsheet would have read as a formula."""
+    """Lines with a cell that a spreadsheet might have read as a formula, a date or a number."""
 
 
 def export(
@@ -214,8 +214,10 @@ def content_of(cells: Sequence[str]) -> str:
 
 
 def guard(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    """A cell that no spreadsheet takes for a formula; nor for a number or a date: the title
+    9/11 would be written back in another form."""
+    taken = text.startswith(("=", "+", "-", "@")) or (text and not any(map(str.isalpha, text)))
+    return f"'{text}" if taken else text
 
 
 def sheet_bytes(lines: Sequence[Sequence[str]]) -> bytes:
@@ -229,7 +231,7 @@ def place(folder: Path, key: Mapping[str, Any], files: Mapping[str, bytes]) -> N
     """Write a study; the key last, since what it opens must stand."""
     path = folder / "key.json"
     text = json.dumps(key, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if path.is_file() and path.read_bytes() != text.encode():
         raise RequestError(
             f"{path} is the key of another study, without which its sheets mean nothing: choose "
             "another --folder, or move it away"
@@ -272,25 +274,31 @@ PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Rating sheet $sheet</title>
 <style>
+html { scroll-padding: 1rem 0 8rem; }
 body { font: 1.05rem/1.5 sans-serif; color: #1a1a1a; background: #fff; max-width: 46rem;
-  margin: 0 auto; padding: 1rem 1rem 6rem; }
+  margin: 0 auto; padding: 1rem 1rem 8rem; overflow-wrap: anywhere; }
 article { border-left: 4px solid #5a6b7b; padding-left: 1rem; margin: 1.5rem 0; }
 blockquote { margin: .5rem 0; font-weight: bold; }
-fieldset { border: 1px solid #8a8a8a; margin: .5rem 0; }
-label { display: inline-block; padding: .35rem .6rem; }
+fieldset { border: 0; margin: .8rem 0; padding: 0; min-width: 0; }
+legend { padding: 0 0 .2rem; }
+fieldset div { display: grid; grid-template-columns: repeat(5, 1fr); max-width: 32rem;
+  border: 1px solid #8a8a8a; }
+label { padding: .5rem .1rem; text-align: center; }
+label:has(:checked) { background: #dbe7fb; }
+label span { display: block; font-size: .85rem; line-height: 1.2; }
 input, button { accent-color: #0b57d0; }
 :focus-visible { outline: 3px solid #0b57d0; outline-offset: 2px; }
 button { font: inherit; padding: .4rem 1rem; }
 footer { position: fixed; inset: auto 0 0 0; background: #f2f2f2; border-top: 1px solid #8a8a8a;
-  padding: .6rem 1rem; }
+  padding: .6rem 1rem; display: flex; flex-wrap: wrap; gap: .4rem .7rem; align-items: center; }
 </style>
 </head>
 <body>
 <main>
 <h1>Rating sheet $sheet</h1>
 <p>Each of the $cases recommendations below comes with three explanations. Rate every explanation
-from 1 ($low) to 5 ($high) on three scales. Save your ratings with the button at the end of the
-page and return the saved file.</p>
+from 1 ($low) to 5 ($high) on three scales. Save your ratings with the button at the bottom of the
+window and return the saved file.</p>
 <noscript><p><strong>Saving needs JavaScript, which is off here: please fill in $file
 instead.</strong></p></noscript>
 <form id="form">
@@ -298,6 +306,7 @@ $sections
 </form>
 </main>
 <footer><button type="button" id="save">Save ratings</button>
+<button type="button" id="next" hidden>Next unrated</button>
 <span id="told" role="status"></span></footer>
 <script type="application/json" id="sheet">$data</script>
 <script>
@@ -305,13 +314,20 @@ $sections
   "use strict";
   var sheet = JSON.parse(document.getElementById("sheet").textContent);
   var form = document.getElementById("form"), told = document.getElementById("told");
+  var next = document.getElementById("next");
   var place = "rating sheet " + sheet.id;
   function chosen() {
     var found = {};
     form.querySelectorAll("input:checked").forEach(function (one) { found[one.name] = one.value; });
     return found;
   }
+  function open() {
+    return Array.from(form.querySelectorAll("fieldset")).find(function (one) {
+      return !one.querySelector("input:checked");
+    });
+  }
   function show(before) {
+    next.hidden = !open();
     var done = Object.keys(chosen()).length, all = sheet.lines.length * sheet.criteria.length;
     told.textContent = before + done + " of " + all + " ratings given.";
   }
@@ -335,6 +351,11 @@ $sections
   form.addEventListener("change", function () {
     try { localStorage.setItem(place, JSON.stringify(chosen())); } catch (error) { /* the same */ }
     show("");
+  });
+  next.addEventListener("click", function () {
+    var one = open();
+    one.scrollIntoView({block: "center"});
+    one.querySelector("input").focus({preventScroll: true});
   });
   form.addEventListener("submit", function (event) { event.preventDefault(); });
   document.getElementById("save").addEventListener("click", function () {
@@ -407,7 +428,7 @@ def scale(field: str, name: str, question: str) -> str:
     """Five radio buttons."""
     choices = "".join(
         f'<label><input type="radio" name="{field}" value="{value}"> {value}'
-        f"{f' {word}' if value in (1, len(SCALE)) else ''}</label>"
+        f"{f' <span>{word}</span>' if value in (1, len(SCALE)) else ''}</label>"
         for value, word in enumerate(SCALE, 1)
     )
-    return f"<fieldset><legend>{name.title()}: {question}</legend>{choices}</fieldset>"
+    return f"<fieldset><legend>{name.title()}: {question}</legend><div>{choices}</div></fieldset>"

@@ -24,9 +24,9 @@ import numpy as np
 from reprokit.data import opened, read_double_colon, read_ml_1m_movies, read_ml_1m_ratings
 from reprokit.datasets import DataError
 from reprokit.download import find
-from reprokit.feedback import Feedback
+from reprokit.feedback import Feedback, paired
 from reprokit.metadata import read_texts
-from reprokit.reviews import picture_files, proper, read_products
+from reprokit.reviewfiles import picture_files, proper, read_products
 from reprokit.splitting import starts_of
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def ordered(table: Table) -> tuple[Table, dict[str, int]]:
 
     times, n = table.times, len(table.times)
     span = int(times.max()) - int(times.min()) + 1
-    order = np.argsort(table.users * np.int64(span) + (times - times.min()), kind="stable")
-    pairs = table.users * np.int64(len(table.item_ids)) + table.items
+    order = np.argsort(paired(table.users, times - times.min(), span), kind="stable")
+    pairs = paired(table.users, table.items, len(table.item_ids))
     if not (pairs[1:] > pairs[:-1]).all():  # a file sorted by both, as MovieLens's, has no repeats
         order = order[pl.Series(pairs[order]).is_first_distinct().to_numpy()]
     del pairs
@@ -160,7 +160,7 @@ def csv_rows(path: Path, columns: Mapping[str, type]) -> Iterator[list[str]]:
     """
     line = 0
     try:
-        with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             for line, row in enumerate(reader):
                 where = f"{path}, line {reader.line_num}"
@@ -193,7 +193,7 @@ def _fault(kind: type, value: str) -> str:
         return "not a number" if kind is float else "not a whole number"
     if kind is int:
         return "" if 0 <= number < 1 << 31 else "out of range"
-    return "" if 0.5 <= number <= 5 else "no rating from 0.5 to 5"
+    return "" if 2 * number in range(1, 11) else "no rating in half stars from 0.5 to 5"
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pl.DataFrame:
@@ -208,7 +208,9 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pl.DataFrame:
     sound = []
     for name, kind in columns.items():
         if kind is not str:
-            right = pl.col(name).is_between(0.5, 5) if kind is float else pl.col(name) >= 0
+            stars = 2 * pl.col(name)
+            halves = stars.is_between(1, 10) & (stars == stars.floor())
+            right = halves if kind is float else pl.col(name) >= 0
             sound.append(right.fill_null(False).all())
     reason = "other columns than " + ",".join(columns)
     try:
@@ -234,20 +236,25 @@ def read_csv_ratings(path: Path) -> Table:
     return Table(users, items, ratings, times, user_ids, item_ids)
 
 
-def films(table: Table, titles: Mapping[str, str], genres: Mapping[str, str], data: Path) -> Known:
-    """Of the rated films, by their ids; posters lie in the data directory."""
-    if missing := [one for one in table.item_ids[1:] if one not in titles]:
+def films(
+    table: Table, ids: Sequence[str], titles: Sequence[str], genres: Sequence[str], path: Path
+) -> Known:
+    """Of the rated films, from the columns of the file of films; posters lie in the data directory
+    that it is in."""
+    named, kinds = (dict(zip(ids, column, strict=True)) for column in (titles, genres))
+    if len(named) < len(ids):
+        raise DataError(f"{path}: {len(ids) - len(named):,} films stand there twice")
+    if missing := [one for one in table.item_ids[1:] if one not in named]:
         raise DataError(
-            f"{data}: {len(missing):,} rated films have no entry in the file of films, the first "
-            f"is {missing[0]}"
+            f"{path}: {len(missing):,} rated films are not in it, the first is {missing[0]}"
         )
-    names = [genres[one] if one else "" for one in table.item_ids]
-    pictures = _pictures(data / "ml-posters", table.item_ids)
+    names = [kinds[one] if one else "" for one in table.item_ids]
+    pictures = _pictures(path.parent.parent / "ml-posters", table.item_ids)
     return Known(
-        titles=["", *(titles[one] for one in table.item_ids[1:])],
+        titles=["", *(named[one] for one in table.item_ids[1:])],
         genres=[() if one in ("", NO_GENRES) else tuple(one.split("|")) for one in names],
         **pictures,
-        counts={"films without a rating, left out": len(titles) - len(table.item_ids) + 1},
+        counts={"films without a rating, left out": len(ids) - len(table.item_ids) + 1},
     )
 
 
@@ -261,27 +268,29 @@ def _pictures(folder: Path, item_ids: Sequence[str]) -> dict[str, Any]:
 def movielens_csv(name: str, ratings: Path, movies: Path) -> Feedback:
     """MovieLens-25M or latest-small. It has no demographics."""
     table = read_csv_ratings(ratings)
-    rows = list(csv_rows(movies, FILM_COLUMNS))
-    titles, genres = {row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows}
-    if len(titles) < len(rows):
-        raise DataError(f"{movies}: {len(rows) - len(titles):,} films stand there twice")
-    return assembled(name, table, films(table, titles, genres, ratings.parent.parent))
+    ids, titles, genres = zip(*csv_rows(movies, FILM_COLUMNS), strict=True)
+    return assembled(name, table, films(table, ids, titles, genres, movies))
 
 
 def movielens_1m(name: str, ratings: Path, movies: Path) -> Feedback:
     """MovieLens-1M. Who its users are is in `users.dat`, where that is there."""
     events = read_ml_1m_ratings(ratings)
+    wrong = np.flatnonzero((events.users < 0) | (events.items < 0))
+    if len(wrong):
+        raise DataError(f"{ratings}, line {wrong[0] + 1}: a user or a film below 0")
     users, user_ids = numbered(events.users)
     items, item_ids = numbered(events.items)
     table = Table(users, items, events.ratings, events.times, user_ids, item_ids)
     listed = read_ml_1m_movies(movies)
     ids = [str(one) for one in listed.ids.tolist()]
-    titles, genres = (
-        dict(zip(ids, texts, strict=True)) for texts in (listed.titles, listed.genres)
-    )
     people = find(ratings.parent, "users.dat")
-    known = films(table, titles, genres, ratings.parent.parent)
-    return assembled(name, table, known, read_people(people, user_ids) if people else None)
+    known = films(table, ids, listed.titles, listed.genres, movies)
+    if not people:
+        return assembled(name, table, known)
+    groups = read_people(people, user_ids)
+    unknown = {"users that users.dat lacks": int((groups["gender"][1:] < 0).sum())}
+    known = replace(known, counts=known.counts | unknown)
+    return assembled(name, table, known, groups)
 
 
 def read_people(path: Path, user_ids: Sequence[str]) -> dict[str, NDArray[np.int16]]:
@@ -291,9 +300,13 @@ def read_people(path: Path, user_ids: Sequence[str]) -> dict[str, NDArray[np.int
     """
     number = {one: at for at, one in enumerate(user_ids) if one}
     found = {name: np.full(len(user_ids), -1, np.int16) for name in ("gender", "age", "occupation")}
+    seen: set[str] = set()
     for line, (user, gender, age, work, _) in enumerate(read_double_colon(path, 5), 1):
         if gender not in ("F", "M") or age not in AGE_CODES or work not in map(str, range(21)):
             raise DataError(f"{path}, line {line}: '{gender}::{age}::{work}' is no known group")
+        if user in seen:
+            raise DataError(f"{path}, line {line}: user {user} stands there twice")
+        seen.add(user)
         if user in number:
             codes = ("FM".index(gender), AGE_CODES.index(age), int(work))
             for name, code in zip(found, codes, strict=True):

@@ -27,7 +27,7 @@ import numpy as np
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.download import find
-from reprokit.feedback import SPLITS, Feedback
+from reprokit.feedback import SPLITS, Feedback, paired
 from reprokit.ratingfiles import (
     TAG_COLUMNS,
     Known,
@@ -38,7 +38,7 @@ from reprokit.ratingfiles import (
     movielens_csv,
     read_table,
 )
-from reprokit.reviews import PICTURE_TYPES
+from reprokit.reviewfiles import PICTURE_TYPES
 from reprokit.splitting import cold_start, cross_domain, part, pseudo_users, split_by_user
 from reprokit.splitting import genre_map as genre_map
 
@@ -73,7 +73,7 @@ def with_tags(data: Feedback, base: Feedback, path: Path) -> Feedback:
         _places(rows[column].to_numpy(), ids)
         for column, ids in (("userId", base.user_ids), ("movieId", base.item_ids))
     )
-    pairs = users * np.int64(base.n_items) + items
+    pairs = paired(users, items, base.n_items)
     rated = _pairs_among(pairs, base, base.users, base.items)
     trained = np.flatnonzero(np.isin(data.split, (0, SPLITS.index("support"))))
     to_users = _same(data.user_ids, base.user_ids)
@@ -121,7 +121,7 @@ def _pairs_among(pairs: Ints, base: Feedback, users: Any, items: Any) -> Ints:
     found, what = np.divmod(pairs, base.n_items)
     of_users[found], of_items[what] = True, True
     near = np.flatnonzero(of_users[users] & of_items[items])
-    return users[near] * np.int64(base.n_items) + items[near]
+    return paired(users[near], items[near], base.n_items)
 
 
 # --- stand-ins ----------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def invented(
     reviews: bool = False,
 ) -> Feedback:
     """Films (0), or films and books (0, 1), of the synthetic world."""
-    from reprokit import synthetic
+    from reprokit import synthetic, synthetic_media
 
     world = synthetic.make_world(taste_world(seed))
     events, items = world.events, world.items
@@ -158,7 +158,7 @@ def invented(
     chosen = np.flatnonzero(np.isin(items.domain, domains))
     number = np.zeros(len(items.domain), np.int32)
     number[chosen] = np.arange(1, len(chosen) + 1)
-    texts = synthetic.reviews(world) if reviews else None
+    texts = synthetic_media.reviews(world) if reviews else None
     table = Table(
         (events.users[rows] + 1).astype(np.int32),
         number[events.items[rows]],
@@ -168,7 +168,7 @@ def invented(
         ["", *(f"{'book' if items.domain[i] else 'film'}-{i + 1}" for i in chosen.tolist())],
         texts and [texts[row] for row in rows.tolist()],
     )
-    pixels = synthetic.images(world)[chosen]
+    pixels = synthetic_media.images(world)[chosen]
     known = Known(
         titles=["", *(items.titles[i] for i in chosen)],
         genres=[(), *(items.genres[i] for i in chosen)],
@@ -267,20 +267,21 @@ def _sources() -> dict[str, Source]:
     for name, (read, files, beside, sizes) in movielens.items():
         for kind in ("", "random", "cold", "cross", "pseudo"):
             two = kind in ("cross", "pseudo")
+            second = books if two and name == "ml-25m" else None
             found[f"{name}-{kind}".rstrip("-")] = Source(
                 partial(recipe, f"{name}-{kind}".rstrip("-"), read, kind=kind),
-                _sized(*sizes, kind),
+                _sized(*sizes, kind, second),
                 registered=name,
                 files=files,
                 optional=(f"{name}/{beside}", *posters),
-                beside=books if two and name == "ml-25m" else None,
+                beside=second,
                 note=_note(name, kind),
             )
     for kind in ("", "cold"):
         name = f"amazon-movies-2014-{kind}".rstrip("-")
         found[name] = Source(
             partial(recipe, name, amazon_2014, kind=kind),
-            _sized(123_960, 50_052, 1_310_000, kind),
+            _sized(123_960, 50_052, 1_310_000, kind) | {"reviewed": 1},
             registered="amazon-movies-2014",
             files=("reviews_Movies_and_TV_5.json.gz", "meta_Movies_and_TV.json.gz"),
             optional=covers,
@@ -288,10 +289,16 @@ def _sources() -> dict[str, Source]:
     return found
 
 
-def _sized(users: int, items: int, train: int, kind: str) -> dict[str, int]:
-    """Sizes of a data set of a kind, for estimates before anything is read."""
-    share = {"": 1.0, "random": 1.0, "cold": 0.75, "cross": 0.5, "pseudo": 0.5}[kind]
-    return {"users": users, "items": items, "train": int(share * train)}
+def _sized(
+    users: int, items: int, train: int, kind: str, books: Source | None = None
+) -> dict[str, int]:
+    """Sizes of a data set of a kind, for estimates before anything is read; `reviewed`: whether
+    its ratings come with reviews."""
+    if books:  # all films are trained on, and users and items are those of both
+        users, items, share = users + books.sizes["users"], items + books.sizes["items"], 1.0
+    else:
+        share = {"": 1.0, "random": 1.0, "cold": 0.75, "cross": 0.5, "pseudo": 0.5}[kind]
+    return {"users": users, "items": items, "train": int(share * train), "reviewed": 0}
 
 
 PSEUDO_NOTE = (
@@ -348,7 +355,7 @@ def _demos() -> dict[str, Source]:
 
 
 DEMO_SIZES: dict[str, dict[str, int]] = {
-    kind: {"users": users, "items": items, "train": train}
+    kind: {"users": users, "items": items, "train": train, "reviewed": int(kind == "amazon")}
     for kind, users, items, train in (
         ("", 400, 200, 9_000),
         ("random", 400, 200, 9_000),

@@ -295,6 +295,12 @@ class Arena:
         self.notes: list[str] = []
         self.counts: dict[str, int] = {}
 
+    def ready(self) -> Arena:
+        """Itself, with its validation rows drawn: what cannot be scored is said before anything is
+        encoded, read or trained."""
+        _ = self.valid
+        return self
+
     @cached_property
     def valid(self) -> Held:
         """Validation, as it chooses; from sealed data."""
@@ -367,6 +373,11 @@ class Arena:
     def has_pictures(self) -> bool:
         return bool(self.sealed.has_picture.any())
 
+    def need_pictures(self) -> None:
+        """Raises Unavailable where the data set has no pictures here."""
+        if not self.has_pictures:
+            raise Unavailable(f"{self.data.name} has no pictures of its items here")
+
     def image_vectors(self, encoder: str) -> np.ndarray:
         """Items' pictures by a frozen encoder, (n_items, D) float32 of unit length; zero for none.
 
@@ -375,8 +386,7 @@ class Arena:
         from reprokit.features import image_features
 
         data, job = self.sealed, self.job
-        if not self.has_pictures:
-            raise Unavailable(f"{data.name} has no pictures of its items here")
+        self.need_pictures()
         if encoder == "none":
             raise RequestError("item pictures need an encoder: name one with --image-encoder")
         vectors, counts = image_features(
@@ -465,10 +475,18 @@ def with_padding(vectors: np.ndarray) -> np.ndarray:
 
 
 def scores_of(score: Score, pairs: Pairs) -> np.ndarray:
-    """(N,) float32, checked to be as many as the pairs."""
+    """(N,) float32, checked to be as many as the pairs.
+
+    Raises FloatingPointError where one is not a finite number.
+    """
     found = np.asarray(score(pairs), np.float32)
     if found.shape != (len(pairs),):
         raise ValueError(f"{len(pairs)} pairs have scores of shape {found.shape}")
+    if wrong := int((~np.isfinite(found)).sum()):
+        raise FloatingPointError(
+            f"{wrong:,} of {len(found):,} scores are not finite numbers; a smaller step size (lr) "
+            "may help"
+        )
     return found
 
 

@@ -22,13 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from reprokit import figures
+from reprokit import figures, pages
 from reprokit.click import REUSED
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import NO_DATA, NO_MODEL, NOT_BUILT, PAPERS, Plan, Spot
 from reprokit.progress import Progress
 from reprokit.provenance import provenance, reset_device_memory
+from reprokit.rendering import (
+    Cell,
+    Line,
+    Rendered,
+    csv_text,
+    improvement,
+    to_compare_csv,
+    to_csv,
+    to_markdown,
+)
 from reprokit.runs import (
     PRESETS,
     Estimate,
@@ -42,17 +52,7 @@ from reprokit.runs import (
     atomic,
     write_json,
 )
-from reprokit.tables import (
-    Cell,
-    Line,
-    Rendered,
-    Table,
-    csv_text,
-    improvement,
-    to_compare_csv,
-    to_csv,
-    to_markdown,
-)
+from reprokit.tables import Table
 
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 """Exit statuses: all cells made; a run failed; a wrong request or input; cells left empty."""
@@ -232,6 +232,8 @@ class Forecast:
     """Seconds that a finished run with another seed took, if it trained all of its stages."""
     estimate: Estimate | None
     """Upper bounds; None where the size of its language model is not known."""
+    why_not: str = ""
+    """Why it cannot be made, where that is known beforehand."""
 
     @property
     def seconds(self) -> float | None:
@@ -252,6 +254,8 @@ class Forecast:
         missing = ["data"] * self.needs_data + ["model"] * self.needs_model
         if missing:
             return f"needs {' and '.join(missing)}"
+        if self.why_not:
+            return "cannot be made"
         return "kept" if self.cached else "to make"
 
 
@@ -276,6 +280,9 @@ def forecast(planned: Plan) -> list[Forecast]:
             estimate = system.estimate(run.settings, source.sizes)
         except RequestError:  # says that the model's size is not known, as its download does
             estimate = None
+        except Unavailable as reason:
+            lines.append(Forecast(run, False, None, Estimate(0, 0, 0), str(reason)))
+            continue
         cached = stored[run] is not None and not planned.request.fresh
         # One that shares work may have made it, or found it made: its time says nothing of others.
         sharing = run.kind in shorter or bool(estimate and estimate.shared)
@@ -613,7 +620,7 @@ def draw(
     if kind == "scatter":
         figure = figures.scatter(points, rendered)
     elif kind == "examples":
-        figure = figures.examples(pictures, rendered)
+        figure = pages.examples(pictures, rendered)
     else:
         figure = {"bars": figures.bars, "lines": figures.lines}[kind](rendered)
     figures.save(figure, path)

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprokit.click import check, nothing_chosen
+from reprokit.data import SPLITS
 from reprokit.metrics import accuracy, auc, false_positive_rate
 from reprokit.pooling import blocks
 from reprokit.profiles import Profile
-from reprokit.reviews import SPLITS, Reviews, load_reviews
+from reprokit.reviewdata import load_reviews
+from reprokit.reviews import Reviews
 from reprokit.runs import Job, Result, Unavailable, setting
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ class Trainer:
         """Fit a model on the training rows with the weighted loss; validation rows choose."""
         import torch
 
-        from reprokit import training
+        from reprokit import stages
         from reprokit.dlrm import class_weights, weighted_bce
 
         weights = class_weights(self.labels[self.train], weighting)
@@ -182,7 +184,7 @@ class Trainer:
             "positive": self.settings.positive,
             "of": self.job.run.revision,
         }
-        fitted = training.stage(
+        fitted = stages.stage(
             self.job,
             self.accelerator,
             model,

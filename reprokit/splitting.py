@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprokit.datasets import DataError
-from reprokit.feedback import GROUPS, SPLITS, Feedback, history_ends
+from reprokit.feedback import GROUPS, SPLITS, Feedback, history_ends, paired
 from reprokit.runs import RequestError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def by_time(data: Feedback) -> Ints:
     """The events sorted by user, then time, then their order; (N,)."""
     first = int(data.times.min(initial=0))
     span = int(data.times.max(initial=0)) - first + 1
-    return np.argsort(data.users * np.int64(span) + (data.times - first), kind="stable")
+    return np.argsort(paired(data.users, data.times - first, span), kind="stable")
 
 
 def taken(data: Feedback, events: Ints, split: Any, group: Any = 0) -> Feedback:
@@ -49,7 +49,7 @@ def taken(data: Feedback, events: Ints, split: Any, group: Any = 0) -> Feedback:
     first, then validation, then test; within it as given.
     """
     stage = np.array([0, 1, 2, 0], np.int64)[split]  # support stands with training
-    order = np.argsort(data.users[events] * np.int64(3) + stage, kind="stable")
+    order = np.argsort(paired(data.users[events], stage, 3), kind="stable")
     events, split = events[order], split[order].astype(np.int8)
     users = data.users[events]
     starts = starts_of(users, data.n_users)

@@ -37,7 +37,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 POSITIVE = (
     *("lr", "batch_size", "max_epochs", "patience", "eval_batch", "dim", "max_len", "blocks"),
-    *("heads", "hidden", "layers", "neighbours", "visual_dim", "item_layers"),
+    *("heads", "hidden", "layers", "neighbours", "visual_dim", "item_layers", "init_std"),
 )
 
 
@@ -62,6 +62,7 @@ class TrainedSettings(TasteSettings):
             check(name, value, 0 < value < math.inf)
         check("l2", self.l2, 0 <= self.l2 < math.inf)
         check("dropout", getattr(self, "dropout", 0), 0 <= getattr(self, "dropout", 0) < 1)
+        check("visual", getattr(self, "visual", 0), getattr(self, "visual", 0) >= 0)
         if getattr(self, "dim", 1) % getattr(self, "heads", 1):
             raise ValueError(f"heads must divide dim, got {vars(self)['heads']}")
         check_words(self)
@@ -93,7 +94,8 @@ class LightGCNSettings(TrainedSettings):
 
 @dataclass(frozen=True)
 class SASRecSettings(TrainedSettings):
-    """SASRec as its authors run it: each next item against one that is drawn."""
+    """SASRec as its authors run it: each next item against one that is drawn. Padded steps are
+    zeros and not masked, as in the widely used PyTorch port."""
 
     l2: float = setting(0.0, "the authors'; coupled, in Adam")
     batch_size: int = setting(128, "the authors'; people whose likes are in order")
@@ -108,6 +110,7 @@ class SASRecSettings(TrainedSettings):
 class GRU4RecSettings(TrainedSettings):
     """GRU4Rec as RecBole runs it."""
 
+    lr: float = setting(1e-3, "RecBole's")
     l2: float = setting(0.0, "RecBole's; coupled, in Adam")
     batch_size: int = setting(128, "open; people whose likes are in order")
     dim: int = setting(64, "RecBole's")
@@ -119,7 +122,8 @@ class GRU4RecSettings(TrainedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("sampled", self.sampled, self.sampled >= 0)
+        least = 2 if self.loss == "bpr-max" else 1
+        check("sampled", self.sampled, self.sampled == 0 or self.sampled >= least)
         if self.loss not in ("ce", "bpr-max"):
             raise ValueError(f"loss must be ce or bpr-max, got '{self.loss}'")
 
@@ -148,8 +152,11 @@ class MultimodalSettings(TrainedSettings):
 
 @dataclass(frozen=True)
 class VBPRSettings(MultimodalSettings):
-    """VBPR as its authors run it, but for the pictures' encoder."""
+    """VBPR with its authors' widths, another encoder of pictures, and Adam on batches."""
 
+    lr: float = setting(1e-3, "MMRec's; the authors' steps are of one triple each")
+    l2: float = setting(1e-4, "open; MMRec searches from 2 to 1e-5, for each data set")
+    batch_size: int = setting(2048, "MMRec's; the authors' steps are of one triple each")
     modalities: str = setting("visual", "the authors'")
     dim: int = setting(10, "the authors'")
     visual_dim: int = setting(10, "the authors'")
@@ -309,7 +316,9 @@ def features(arena: Arena, s: Any) -> tuple[dict[str, np.ndarray], str, tuple[st
     """
     names, found = s.modalities.split(","), {}
     missing: tuple[str, ...] = ()
-    if "visual" in names and not arena.has_pictures and s.images == "if any" and len(names) > 1:
+    if "visual" in names and not arena.has_pictures:
+        if s.images == "needed" or len(names) == 1:
+            arena.need_pictures()  # raises, before texts are encoded in vain
         names.remove("visual")
         missing = ("without pictures: the data set has none here",)
     for name in names:
@@ -402,7 +411,7 @@ def run_popularity(job: Job) -> Result:
 
 def run_content(job: Job) -> Result:
     """Content-Based: nothing is trained and nothing is chosen."""
-    arena, s = Arena(job), job.run.settings
+    arena, s = Arena(job).ready(), job.run.settings
     words = s.vectors == "tfidf"
     vectors = tfidf(arena.sealed) if words else arena.text_vectors(s.text_encoder)
     model = ContentBased(arena.sealed, vectors, s.dislike)
@@ -410,10 +419,10 @@ def run_content(job: Job) -> Result:
     rows = arena.test.pairs.rows
     strangers = int((model.liked(rows) == 0).sum())
     told = (
-        f"{strangers:,} of {len(rows):,} rated test rows of {arena.data.name} have no liked item "
-        "in their history: scored by the likeness to what is liked in training"
+        f"Content-Based: {strangers:,} of {len(rows):,} rated test rows of {arena.data.name} have "
+        "no liked item in their history: scored by the likeness to what is liked in training"
     )
-    return replace(result, notes=(*result.notes, told))
+    return replace(result, notes=(*result.notes, told)) if strangers else result
 
 
 # --- estimates: upper bounds on two CPU cores ---------------------------------------------------
@@ -470,7 +479,7 @@ def estimate_training(row: float, edge: float) -> Callable[[Any, Mapping[str, in
         each = row * width * getattr(s, "max_len", 1)
         epoch = rows * each + rows / s.batch_size * edge * width * layers * sizes["train"]
         epoch += validated(s, sizes) * 1e-6
-        if hasattr(s, "neighbours"):  # found once in training and twice in validation
+        if hasattr(s, "neighbours"):  # found in training and in validation
             epoch += 1e-9 * width * sizes["items"] ** 2
         weights = 4 * width * (sizes["users"] + sizes["items"])
         graph = 40 * sizes["train"] if edge else 0
@@ -504,12 +513,13 @@ def trained(
     demo: Mapping[str, Any] | None = None,
     small: Mapping[str, Any] | None = None,
     reviews: Mapping[str, Any] | None = None,
+    revision: int = 1,
 ) -> System:
     """A trained row with its presets; encoders where it reads texts or pictures."""
     reads = issubclass(settings, MultimodalSettings)
     return System(
         settings,
-        partial(run_recipe, make=make),
+        partial(run_recipe, make=make, revision=revision),
         estimate_training(row, edge),
         tuned=dict.fromkeys(REVIEWS, reviews) if reviews else {},
         presets={
@@ -519,6 +529,7 @@ def trained(
         reasons=REASONS,
         encoders={"text": "text_encoder", "image": "image_encoder"} if reads else {},
         reads=(lambda s: s.reads) if reads else None,
+        revision=revision,
     )
 
 
@@ -550,6 +561,7 @@ SYSTEMS = {
         demo={**PEOPLE, "dim": 16, "hidden": 32, "max_len": 20},
         small={**PEOPLE, "lr": 1e-3, "max_len": 50, "max_epochs": 20},
         reviews={"max_len": 50},
+        revision=2,
     ),
     "vbpr": trained(VBPRSettings, vbpr, 2e-7),
     "mmgcn": trained(

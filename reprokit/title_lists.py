@@ -1,9 +1,10 @@
 """Lists of titles in a language model's answer, matched with the candidates that it was given.
 
 Numbers, bullets, quotes, bold type and the reasons behind a dash, a colon or a bar are set aside,
-as are case, accents, punctuation, a year in brackets and the place of an article. What is then no
-candidate's title may still be like one; what is not was invented. Where an entry and a candidate
-both have a year in brackets, it is the same: a sequel is not the film it follows.
+as are case, accents, punctuation, a year in brackets, the place of an article and a candidate's
+second title in brackets. What is then no candidate's title may still be like one; what is not was
+invented. Where an entry and a candidate both have a year in brackets, it is the same: a sequel is
+not the film it follows.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Titles:
     years: Sequence[str]
     """The year in brackets of each, "" where it has none."""
     known: Mapping[str, list[int]] = field(default_factory=dict)
-    """Places by what `plain` makes of a title, with its year and without."""
+    """Places by what `plain` makes of a title's `shapes`."""
 
     @classmethod
     def of(cls, titles: Sequence[str]) -> Titles:
         known: dict[str, list[int]] = {}
         for at, title in enumerate(titles):
-            for form in {plain(title), plain(without_year(title))} - {""}:
+            for form in dict.fromkeys(plain(shape) for shape in shapes(title)):
                 known.setdefault(form, []).append(at)
         return cls([year_of(title) for title in titles], known)
 
@@ -96,7 +97,15 @@ def plain(title: str) -> str:
         words = words[1:]
     elif len(words) > 1 and words[-1] in ARTICLES:  # "Matrix, The"
         words = words[:-1]
-    return " ".join([*words, *year])
+    return " ".join([*words, *year]) or text.strip()  # "$" is a film
+
+
+def shapes(title: str) -> tuple[str, ...]:
+    """What a title is called: all of it; without its year; without second titles in brackets, as in
+    "Blue Angel, The (Blaue Engel, Der) (1930)"; and with an article of any language in front."""
+    short = without_year(title)
+    head = re.sub(r"\s+\(.*\)$", "", short)
+    return title, short, head, re.sub(r"^(.+), (\w{1,3})$", r"\2 \1", head)
 
 
 def numbers(form: str) -> list[str]:

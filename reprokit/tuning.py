@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reprokit.training import Fitted
 
 LLAMA = "huggyllama/llama-7b"
-REVISION = 2
+REVISION = 3
 """Of instructions and models: raised when a change moves their numbers."""
 
 
@@ -109,7 +109,7 @@ class Bench:
     def __init__(self, job: Job) -> None:
         from reprokit import backbones, homemade, training
         from reprokit.alpaca import read_alpaca
-        from reprokit.instructions import fixed_words, frame, read_words
+        from reprokit.instructions import AGAIN, BECAUSE, fixed_words, frame, read_words
         from reprokit.reasons import phrases
 
         self.job, self.settings = job, job.run.settings
@@ -122,6 +122,10 @@ class Bench:
                 ) from None
         self.arena = Arena(job)
         self.data = self.arena.sealed
+        self.counts: dict[str, int] = {}
+        self.sources: dict[str, int] = {}
+        self.earlier_seconds = 0.0
+        _ = self.train_rows, self.arena.valid  # nothing to learn from or choose by is said now
         self.accelerator = training.make_accelerator()
         s, data = self.settings, self.data
         self.genres = source_genres(data)
@@ -145,9 +149,19 @@ class Bench:
             self.backbone.model, s.lora_r, s.lora_alpha, s.lora_dropout, targets, job.run.seed
         )
         self.words = read_words(self.backbone.tokenizer, data, self.genres)
-        self.counts: dict[str, int] = {}
-        self.sources: dict[str, int] = {}
-        self.earlier_seconds = 0.0
+        frame_size = 2 + len(self.tokens_of(BECAUSE)) + len(self.tokens_of(AGAIN))
+        self.check_room(s.max_tokens, frame_size + s.explain_tokens)
+
+    def check_room(self, prompt: int, answer: int) -> None:
+        """Refuse prompts that with an answer and its reason are longer than the model reads."""
+        config = self.backbone.model.config.get_text_config()
+        room = getattr(config, "max_position_embeddings", None)
+        if room and prompt + answer > room:
+            raise RequestError(
+                f"language model '{self.settings.llm}' reads {room:,} tokens: a prompt of "
+                f"{prompt:,} and {answer:,} of an answer with its reason are too many. Lower "
+                "max_tokens or explain_tokens"
+            )
 
     def seed(self, name: str) -> None:
         from reprokit.training import seed_everything
@@ -167,7 +181,7 @@ class Bench:
     # --- stage 1 ---
     def stage_one(self) -> str:
         """Instruction tuning of the adapter; returns the stage's id, "" where there is none."""
-        from reprokit import training
+        from reprokit import stages, training
         from reprokit.alpaca import Examples, catalogue
         from reprokit.explainer import Judged, whole_text_loss
 
@@ -188,7 +202,7 @@ class Bench:
         order = training.generator(self.job.run.seed, "stage 1").permutation(len(examples))
         valid, train = order[:held], order[held:]
         self.seed("stage 1")
-        fitted = training.stage(
+        fitted = stages.stage(
             self.job,
             self.accelerator,
             Judged(self.llm, self.words.answers),
@@ -231,7 +245,8 @@ class Bench:
         if len(np.unique(data.labels[chosen])) < 2:
             raise Unavailable(
                 f"{data.name}: the {len(chosen)} training rows of seed {self.job.run.seed} are all "
-                "liked, or all disliked: nothing can be learnt from them; take more shots"
+                "liked, or all disliked: nothing can be learnt from them; take more shots or "
+                "train_rows"
             )
         return chosen
 
@@ -247,11 +262,11 @@ class Bench:
         lora_lr: float = 0.0,
     ) -> Fitted:
         """Recommendation tuning, chosen by the AUC of the validation pairs, asked by `valid`."""
-        from reprokit import training
+        from reprokit import stages, training
 
         s, labels = self.settings, self.arena.valid.labels
         self.seed("stage 2")
-        fitted = training.stage(
+        fitted = stages.stage(
             self.job,
             self.accelerator,
             model,
@@ -444,15 +459,17 @@ def run_tallrec(job: Job) -> Result:
     from reprokit.prompting import TextModel, answer_loss
 
     bench, s = Bench(job), job.run.settings
-    first = bench.stage_one()
-    model = TextModel(bench.llm, bench.words.answers)
     rows = bench.train_rows
     labels = bench.data.labels[rows]
 
     def asked(pairs: Pairs) -> Instructions:
         return instructions(bench, pairs.rows, pairs.items)
 
+    # A prompt that is too long is said before anything is trained.
     prompts = instructions(bench, rows, bench.data.items[rows], labels=labels)
+    valid = asked(bench.arena.valid.pairs)
+    first = bench.stage_one()
+    model = TextModel(bench.llm, bench.words.answers)
     held = torch.from_numpy(labels)
 
     def whole(index: np.ndarray) -> dict[str, Any]:
@@ -468,7 +485,7 @@ def run_tallrec(job: Job) -> Result:
         whole_text_loss if s.loss == "whole" else answer_loss,
         prompts,
         whole if s.loss == "whole" else answer,
-        asked(bench.arena.valid.pairs),
+        valid,
         s.lr,
     )
 
@@ -496,5 +513,9 @@ def instructions(bench: Bench, rows: np.ndarray, items: np.ndarray, **more: Any)
         facts=s.reason_facts,
         **more,
     )
+    if made.labels is not None:
+        longest = int(made.training_lengths.argmax())
+        prompt = int(made.lengths[longest])
+        bench.check_room(prompt, int(made.training_lengths[longest]) - prompt)
     bench.note_prompts(made)
     return made

@@ -1,16 +1,27 @@
-"""Shared by the tests: the real-data folder, tiny click data, a command line of its own."""
+"""Shared by the tests: the real-data folder, tiny click data, notes, a command line of its own."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: threads of several processes wait for one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # another, at ten times the cost
 
 from reprokit.data import Catalogue, CTRData, Events, ctr_split
+from reprokit.progress import Progress
+from reprokit.runs import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("REPROKIT_DATA", ROOT / "data"))
@@ -56,6 +67,75 @@ def launch(*command: str | Path, seconds: int = 240) -> subprocess.CompletedProc
         timeout=seconds,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+BROKEN_TORCHVISION = """
+import importlib.util, sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == "torchvision" else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+sys.meta_path.insert(0, Broken())
+"""
+"""Opens a program: a torchvision as it is when it was built for another torch."""
+
+
+def refused(*words: str) -> Any:
+    """One line with all these words."""
+    return pytest.raises(RequestError, match=r"(?s)\A[^\n]*" + "".join(
+        rf"(?=[^\n]*{word})" for word in words
+    ) + r"[^\n]*\Z")  # fmt: skip
+
+
+def stage_header(path: Path) -> dict[str, Any]:
+    """What stands beside the weights of a kept stage."""
+    with safe_open(path, framework="np") as file:
+        return json.loads(file.metadata()["reprokit"])
+
+
+def number(tensor: Tensor) -> np.ndarray:
+    """In double precision, for a definition that is written out."""
+    return tensor.detach().numpy().astype(np.float64)
+
+
+def never(*_: Any, **__: Any) -> Any:
+    pytest.fail("asked again")
+
+
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no hub."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path / "hf" / "hub"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no hub."""
+    return empty_hub(tmp_path, monkeypatch)
+
+
+class Notes(Progress):
+    """Keeps what would be said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def progress() -> Notes:
+    return Notes()
 
 
 @pytest.fixture

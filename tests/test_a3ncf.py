@@ -287,10 +287,12 @@ def test_data_without_reviews_are_refused_in_one_line(
 def test_settings_out_of_range_are_refused(name: str):
     with pytest.raises(ValueError, match=name):
         A3NCFSettings(**{name: 0})
+    with pytest.raises(ValueError, match=name):
+        A3NCFSettings(**{name: float("inf")})
 
 
 def test_presets_are_settings_and_estimates_grow_with_them():
-    sizes = {"users": 100, "items": 50, "train": 1000}
+    sizes = {"users": 100, "items": 50, "train": 1000, "reviewed": 1}
     found = [
         a3ncf.SYSTEM.estimate(a3ncf.SYSTEM.configure("x", preset, {}), sizes)
         for preset in ("demo", "small", "paper")

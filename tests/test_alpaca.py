@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from test_prompts import byte_level
 from test_reasons import feedback
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from reprokit import alpaca
 from reprokit.alpaca import ANSWER, Examples, catalogue, read_alpaca
@@ -185,6 +187,23 @@ def test_a_tokenizer_that_opens_no_text_gets_no_opening_token():
     bare, opened = (Examples(one, PAIRS, 1000) for one in (Bare(), byte_level()))
     assert (opened.lengths - bare.lengths).tolist() == [1, 1, 1]
     assert (opened.first - bare.first).tolist() == [1, 1, 1]
+
+
+def test_an_answer_has_the_tokens_that_it_has_behind_its_cue():
+    """As Llama's: a space before whatever is tokenised, so that " Yes" alone has two."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", "Y", "#", "Q", "▁Y", "▁#", "▁Q"]
+    merges = [("▁", "Y"), ("▁", "#"), ("▁", "Q")]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    made = Tokenizer(models.BPE(vocab=numbers, merges=merges, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    assert tokenizer.tokenize(" Y") == ["▁", "▁Y"] and tokenizer.tokenize("Q Y") == ["▁Q", "▁Y"]
+    ids = Examples(tokenizer, [("Q", " Y")], 100).tokens.tolist()
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁Q", "▁Y", "</s>"]
 
 
 def test_the_digest_follows_the_content():

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
-from test_backbones import refused
-from test_encoders import Notes
+from conftest import ROOT, Notes, never, refused
 from test_endpoint import KEY, Server, completion
 
 from reprokit import asking, homemade
@@ -36,11 +34,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def progress() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     one = Server()
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
@@ -56,10 +49,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def record(folder: Path) -> Path:
     (path,) = (folder / "asked").glob("*.jsonl")
     return path
-
-
-def never(*_: Any) -> Any:
-    pytest.fail("asked again")
 
 
 def said(answers: list[Answer]) -> list[str]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BROKEN_TORCHVISION, ROOT, refused
+from hub_server import COMMIT, served
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -31,7 +28,6 @@ from transformers import (
 from reprokit import backbones
 from reprokit.backbones import add_lora, choose_dtype, identify, load, merged
 from reprokit.homemade import RECIPES, SCRATCH, TINY, build_tokenizer
-from reprokit.runs import RequestError
 from reprokit.sizes import download_bytes, size_of
 
 SHAPE = {
@@ -56,7 +52,7 @@ TEXTS = [f"The {a} {b} ({1950 + 7 * i % 50}), {GENRES[i % 4]}" for i, (a, b) in 
     "Garden", "Train", "Winter", "Song", "House")
 )]  # fmt: skip
 FRAME = [f"#Question: would the user enjoy the item? #Answer:{a}" for a in (" Yes", " No")]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+__all__ = ["served"]  # the fixture
 
 
 def spm_like() -> PreTrainedTokenizerFast:
@@ -94,20 +90,6 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path / "llama"
 
 
-def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no hub."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    return tmp_path / "hf" / "hub"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return empty_hub(tmp_path, monkeypatch)
-
-
 def cached(hub: Path, repo: str, revision: str = "main") -> Path:
     """Put a Llama into the hub cache, as the hub's client lays it out."""
     root = hub / f"models--{repo.replace('/', '--')}"
@@ -115,29 +97,6 @@ def cached(hub: Path, repo: str, revision: str = "main") -> Path:
     (root / "refs" / revision).write_text(COMMIT)
     save("llama", root / "snapshots" / COMMIT)
     return root / "snapshots" / COMMIT
-
-
-BROKEN_TORCHVISION = """
-import importlib.util, sys
-
-class Broken:
-    def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, self) if name == "torchvision" else None
-    def create_module(self, spec):
-        return None
-    def exec_module(self, module):
-        raise RuntimeError("operator torchvision::nms does not exist")
-
-sys.meta_path.insert(0, Broken())
-"""
-"""Opens a program: a torchvision as it is when it was built for another torch."""
-
-
-def refused(*words: str) -> Any:
-    """One line with all these words."""
-    return pytest.raises(RequestError, match=r"(?s)\A[^\n]*" + "".join(
-        rf"(?=[^\n]*{word})" for word in words
-    ) + r"[^\n]*\Z")  # fmt: skip
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -197,56 +156,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Path, monkeypatch: pytest
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with refused("org/none", "offline"):
         identify("org/none")
-
-
-@pytest.fixture
-def served(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, bytes]]]:
-    """A hub with the models of this dictionary: content by file, by name."""
-    known: dict[str, dict[str, bytes]] = {}
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0].split("/")
-            if path[1:3] == ["api", "models"]:
-                repo = "/".join(path[3:5])
-                files = known.get(repo, {})
-                value: Any = {"id": repo, "sha": COMMIT}
-                value["siblings"] = [{"rfilename": name} for name in files]
-                if "tree" in path:
-                    value = [
-                        {"type": "file", "path": name, "size": len(body), "oid": oid(body)}
-                        for name, body in files.items()
-                    ]
-                self.answer(json.dumps(value).encode() if files else None)
-            else:  # /org/name/resolve/commit/file
-                self.answer(known.get("/".join(path[1:3]), {}).get(path[-1]))
-
-        def answer(self, body: bytes | None) -> None:
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{oid(body or b"")}"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body or b"")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    def oid(body: bytes) -> str:
-        return hashlib.sha1(body).hexdigest()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=lambda: server.serve_forever(0.05), daemon=True).start()
-    at = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", at)
-    template = f"{at}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    yield known
-    server.shutdown()
-    server.server_close()
 
 
 def test_the_hub_names_the_commit_of_a_model_that_is_not_here(

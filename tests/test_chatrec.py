@@ -85,6 +85,14 @@ def test_another_part_of_a_series_is_not_the_candidate():
     assert read_ranking("1. King Kong (2005) - big\n2. King Kong", known).order == (3, 2)
 
 
+def test_a_second_title_in_brackets_and_the_place_of_any_article_are_set_aside():
+    known = ["Blue Angel, The (Blaue Engel, Der) (1930)", "Jetée, La (1962)", "$ (1971)"]
+    known += ["Solaris (Solyaris) (1972)", "Solaris (2002)", "(500) Days of Summer (2009)"]
+    reply = "1. Solaris (2002)\n2. The Blue Angel (1930) - old\n3. La Jetée - stills\n4. $ - greed"
+    reply += "\n5. Solaris (1972)\n6. The Blue Angel (1959)\n7. (500) Days of Summer"
+    assert read_ranking(reply, known) == Reading((4, 0, 1, 2, 3, 5), invented=1, repeated=0)
+
+
 @pytest.mark.parametrize(
     "sequel",
     [
@@ -195,6 +203,15 @@ def test_a_user_who_has_rated_nearly_everything_is_named_as_too_long_a_prompt():
     rows = data.rows("test")
     with pytest.raises(RequestError, match=r"lower chatrec\.shown"):
         RatedPrompts.of(data, Pairs(rows, data.items[rows].astype(np.int64)), 8, 0)
+
+
+def test_too_long_a_prompt_is_said_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = job_with(feedback(n_items=24), tmp_path, monkeypatch, shown=8, negatives=2, chat_rows=2)
+    monkeypatch.setattr(chatrec, "ask", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(RequestError, match=r"lower chatrec\.shown"):
+        run_chatrec(job, candidates)
 
 
 # --- prompts ------------------------------------------------------------------------------------
@@ -316,7 +333,7 @@ def test_the_auc_is_of_all_test_rows_of_a_user_whatever_sample_others_score(
     )
     assert len(asked) == 3 and result.metrics["test/rows"] == 12
     assert result.metrics["test/auc"] > 0.9
-    note = next(note for note in result.notes if note.startswith("AUC: reciprocal rank"))
+    note = next(note for note in result.notes if note.startswith("Chat-REC: AUC: reciprocal rank"))
     assert "all 12 rated test pairs" in note and "3 prompts of 6 candidates" in note
     assert "6 candidates are unrated" in note
     assert float(note.rpartition(" ")[2]) >= result.metrics["test/auc"] - 1e-4

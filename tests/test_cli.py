@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from conftest import ROOT, launch, reprokit
 from PIL import Image
 
 from reprokit import ccf_llm, cli, explainrec, photos
+from reprokit.progress import duration
 from reprokit.runs import Estimate, Job, RequestError, Result, System, Unavailable, setting
 from reprokit.tables import Column, Row, Table
 
@@ -222,6 +225,7 @@ def start(out: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *rows, *short, *wide, *more],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -316,6 +320,26 @@ def test_a_run_that_cannot_be_made_here_ends_with_status_3(
     assert cli.main([*TOY, "--llm", "here", "--out", str(tmp_path)]) == 3
     shown = capsys.readouterr().out
     assert "[1] no key is set" in shown and "0 failed, 1 not made." in shown
+
+
+def test_a_dry_run_says_what_cannot_be_made_and_counts_no_time_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = ("reproduce", "explainrec/table1", "--seeds", "1", "--dry-run", "--out", str(tmp_path))
+    assert cli.main([*table, "--row", "NARRE"]) == 0  # popularity and random run along
+    shown = re.sub(" +", " ", capsys.readouterr().out)
+    assert "narre on demo-ml-25m, seed 0 | cannot be made | none |" in shown
+    assert "narre on demo-amazon-movies-2014, seed 0 | to make | at most" in shown
+    assert "1 of the runs cannot be made: the data set has no reviews, and NARRE learns" in shown
+    assert "5 of 6 runs to make" in shown
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.2, "1 s"), (119.5, "120 s"), (600, "10 min"), (9_000, "2.5 h"), (9e7, "1,042 days")],
+)
+def test_a_time_is_said_in_the_unit_that_a_reader_weighs_it_in(seconds: float, words: str):
+    assert duration(seconds) == words
 
 
 # --- several processes ----------------------------------------------------------------------------

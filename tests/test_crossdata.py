@@ -14,7 +14,7 @@ import pytest
 from conftest import DATA, ROOT, needs
 from PIL import Image
 
-from reprokit import synthetic
+from reprokit import synthetic, synthetic_media
 from reprokit.crossdata import (
     CDSR_FILES,
     CROSS_DATA,
@@ -351,7 +351,7 @@ def test_a_demo_holds_the_worlds_events_texts_and_pictures():
     assert data.has_image[1:].tolist() == world.items.has_image.tolist()
     item = int(np.flatnonzero(data.has_image)[-1])
     picture = data.image(item)
-    pixels = synthetic.images(world)[item - 1].transpose(1, 2, 0)
+    pixels = synthetic_media.images(world)[item - 1].transpose(1, 2, 0)
     np.testing.assert_array_equal(np.asarray(picture), pixels)
     assert data.image(0) is data.image(int(np.flatnonzero(~data.has_image)[-1])) is None
 

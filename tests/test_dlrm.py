@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import number
 from torch import Tensor, nn
 
 from reprokit.dlrm import DLRM, Upstream, class_weights, linear, type_table, weighted_bce
@@ -46,10 +47,6 @@ def layers(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
         x = number(layer.weight) @ x + number(layer.bias)
         x = x if len(x) == 1 else np.maximum(x, 0)
     return x
-
-
-def number(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy().astype(np.float64)
 
 
 def plain_logits(model: DLRM, inputs: dict[str, Tensor]) -> np.ndarray:

@@ -253,6 +253,14 @@ def test_a_measured_system_leaves_nothing_but_features(inside: list[bool], tmp_p
     )
 
 
+def test_memory_that_the_system_does_not_tell_is_no_number(
+    inside: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(efficiency, "held_at_once", lambda: 0)
+    metrics = MEASURING.execute(job_of(tmp_path, texts="none")).metrics
+    assert "memory_gb" not in metrics and metrics["latency_ms"] > 0
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [

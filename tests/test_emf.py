@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import number
 from torch import Tensor
 
 from reprokit.emf import LLMEMF, VIEWS, Attention, emf_loss
@@ -60,10 +61,6 @@ def model_of(names: tuple[str, ...] = ("image", "text"), seed: int = 0, **more: 
 
 
 # --- the equations, written out -----------------------------------------------------------------
-def number(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy().astype(np.float64)
-
-
 def attend(layer: Attention, vectors: list[np.ndarray]) -> np.ndarray:
     """Equations 2 and 4: the state of the last step, one head, residual and layer norm."""
     weight, bias = number(layer.project.weight), number(layer.project.bias)

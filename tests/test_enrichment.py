@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from test_encoders import Notes
+from conftest import ROOT, Notes
 
 from reprokit import asking
 from reprokit.asking import ask
@@ -27,11 +26,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random Llama in a folder."""
     texts = [*TITLES, "Movie", "Kitchen"]
     return prepare(TINY, texts, [TEMPLATE], tmp_path_factory.mktemp("llama"))[0]
-
-
-@pytest.fixture
-def progress() -> Notes:
-    return Notes()
 
 
 def record(folder: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from test_prompts import byte_level
 from test_reasons import feedback
 from torch import Tensor
 
+from reprokit import explainer
 from reprokit.backbones import add_lora
 from reprokit.explainer import (
     ExplainRec,
@@ -23,7 +24,7 @@ from reprokit.explainer import (
     attribution_terms,
     bernoulli_kl,
     explain,
-    learn_weights,
+    move_weights,
     multi_task_loss,
     positions,
     read_again,
@@ -192,7 +193,7 @@ def test_padding_and_company_change_no_loss() -> None:
         )
 
 
-def test_the_second_reading_does_not_see_the_answer() -> None:
+def test_the_second_reading_does_not_see_the_token_of_the_answer() -> None:
     net, made = model(), prompts()
     inputs = batch(made)
     rest = read_by(inputs)
@@ -230,11 +231,55 @@ def test_weight_goes_to_the_task_that_lags_or_as_printed_away_from_it(
     values = torch.tensor([3.0, 3.0, 0.0, 0.0])
     counts = torch.tensor([1.0, 1.0, 0.0, 0.0])
     for _ in range(100):
-        learn_weights(net, values**2, counts)
+        net.loss_sums += values**2
+        net.row_counts += counts
+        move_weights(net)
         values = values * (1 - torch.tensor([0.1, 0.01, 0.0, 0.0]) * net.task_weights)
     quick, slow, *absent = net.task_weights.tolist()
     assert (slow > quick) == raised
     assert quick + slow == pytest.approx(2, abs=1e-4) and absent == [1.0, 1.0]
+
+
+def weights_after_steps(micro: int) -> tuple[Tensor, Tensor]:
+    """Task weights and steps that were seen, with so many rows in memory at once."""
+    net, made = model(eta=0.5).train(), prompts(free=np.array([False, True, False]))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    inputs = batch(made)
+    for rows in [[0, 1, 2], [1, 2]] * 2:  # the last batch of a pass is smaller
+        before = None
+        for start in range(0, len(rows), micro):
+            some = rows[start : start + micro]
+            more = {name: inputs[name][some] for name in ("labels", "stars", "patterns")}
+            losses = multi_task_loss(net, **made.training_batch(np.array(some)), **more)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            assert before is None or torch.equal(before, net.task_weights)
+            before = net.task_weights.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.task_weights, net.steps_seen
+
+
+def test_task_weights_move_once_a_step_whatever_is_in_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(explainer, "FIRST", 1)
+    (whole, seen), (parts, also) = weights_after_steps(3), weights_after_steps(1)
+    assert seen.tolist() == also.tolist() == [3] * 4  # the last step is not made yet
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
+    assert (whole - 1).abs().max() > 0.01
+
+
+def test_no_weight_leaves_its_bounds_and_a_large_rate_overflows_nothing() -> None:
+    net = model(eta=1000.0)
+    for step in range(20):
+        net.loss_sums += torch.tensor([1.0 + max(0, step - 10), 1.0, 1.0, 1.0])
+        net.row_counts += 1
+        move_weights(net)
+    assert net.task_weights.sum().item() == pytest.approx(4)
+    assert net.task_weights.min() >= 0.25 - 1e-5 and net.task_weights.max() <= 4 + 1e-5
+    assert net.task_weights.max() > 3
+    raw = updated_weights(torch.ones(2), torch.tensor([1e4, 1.0]), 1000.0)
+    torch.testing.assert_close(raw, torch.tensor([0.0, 2.0]))
 
 
 # --- equations 5 and 6 ---

@@ -179,6 +179,18 @@ def test_every_row_has_a_system_and_settings_that_it_has(table: Table):
     assert len({row.label for row in table.sanity}) == len(table.sanity)
 
 
+@pytest.mark.parametrize("table", explainrec.TABLES, ids=lambda table: table.name)
+def test_a_protocol_speaks_of_what_its_table_has(table: Table):
+    told = dict(table.protocol)
+    scoring, columns = told.get("Scoring", ""), " ".join(column.name for column in table.columns)
+    assert ("Chat-REC" in scoring) == any(row.system == "chatrec" for row in table.rows)
+    assert ("AUC over" in scoring) == ("AUC" in columns)
+    assert ("among 99" in scoring) == ("NDCG" in columns and table.name != "full-ranking")
+    assert ("BLEU" in told) == ("BLEU" in columns or table.name == "explanations")
+    random = all(column.dataset == explainrec.RANDOM for column in table.columns)
+    assert ("at random, 80/10/10" in told.get("Data", "")) == random
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_every_published_row_and_column_is_declared(number: int):
     (table,) = [one for one in explainrec.TABLES if one.name == f"table{number}"]
@@ -198,6 +210,37 @@ def test_every_system_stands_in_a_table_and_gives_reasons_for_its_settings():
         for preset in system.presets:
             system.configure("ml-25m", preset, {})  # names settings that it has
             assert system.reasons[preset]
+
+
+@pytest.mark.parametrize("name", ["rated_rows", "rank_rows", "valid_rows"])
+def test_all_rows_are_estimated_to_take_longer_than_some(name: str):
+    sizes = {"users": 9_000, "items": 9_000, "train": 900_000}
+    for system in ("tallrec", "explainrec"):
+        known = explainrec.SYSTEMS[system]
+        few, every = (
+            known.estimate(known.configure("ml-1m", "demo", {name: count}), sizes).seconds
+            for count in (300, 0)
+        )
+        assert every > few
+
+
+def test_the_estimate_of_a_large_set_has_room_for_its_ratings():
+    for system in ("popularity", "tallrec", "explainrec"):
+        known = explainrec.SYSTEMS[system]
+        settings = known.configure("ml-25m", "demo", {})
+        assert known.estimate(settings, explainrec.DATASETS["ml-25m"].sizes).memory > 2.5e9
+
+
+def test_encoding_the_items_is_estimated_once_for_all_rows_that_read_them():
+    sizes = explainrec.DATASETS["ml-latest-small"].sizes
+    shared = {
+        name: explainrec.SYSTEMS[name]
+        .estimate(explainrec.SYSTEMS[name].configure("ml-latest-small", "small", {}), sizes)
+        .shared
+        for name in ("content-based", "tallrec", "explainrec")
+    }
+    (texts,) = shared["content-based"].items()
+    assert texts in shared["explainrec"].items() and not shared["tallrec"]
 
 
 def test_importing_the_tables_loads_nothing_heavy():
@@ -304,7 +347,8 @@ def test_the_notes_say_where_learnt_reasons_come_from(table2: Made, table3: Made
     (told,) = [note for note in table2.stored(FULL)["notes"] if note.startswith("reasons learnt")]
     assert told.startswith(f"reasons learnt on {FILMS}: 0 review, ") and told in table2.text
     counts = [int(part.split()[0]) for part in told.partition(": ")[2].split(", ")]
-    assert sum(counts) >= SMALL["train_rows"] and min(counts[1:]) >= 0
+    # A fifth of the rows, without domain words, learns no reason.
+    assert 0.7 < sum(counts) / SMALL["train_rows"] < 0.9 and min(counts) >= 0
     for made, label, dataset in ((table2, SILENT, FILMS), (table3, "TALLRec", COLD)):
         assert not any("reasons learnt" in note for note in made.stored(label, dataset)["notes"])
 
@@ -354,15 +398,13 @@ def test_what_decides_a_stage_is_in_its_name(
     table2: Made, monkeypatch: pytest.MonkeyPatch, setting: dict[str, int]
 ):
     """No stage is taken for one that was trained on other rows or other prompts."""
-    from reprokit import training
-
     asked: list[dict[str, Any]] = []
 
     def stop(job: Job, accelerator: Any, model: Any, what: dict[str, Any], *more: Any, **rest: Any):
         asked.append(dict(what))
         raise RequestError("as far as this test goes")
 
-    monkeypatch.setattr(training, "stage", stop)
+    monkeypatch.setattr("reprokit.stages.stage", stop)
     for changed in ({}, setting):
         run = Explaining(job_of(table2, table2.run(FULL), **changed))
         with pytest.raises(RequestError, match="as far as"):

@@ -9,17 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Notes, refused
+from encoder_models import TITLES, colours, save_clip
 from PIL import Image
-from test_backbones import refused
-from test_encoders import TITLES, Notes, colours, save_clip, small_blocks
+from test_encoders import small_blocks
 
 from reprokit import encoders, features
 from reprokit.features import image_features, text_features
-
-
-@pytest.fixture
-def progress() -> Notes:
-    return Notes()
 
 
 def files(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reprokit.datasets import DataError
-from reprokit.feedback import SPLITS, Feedback, history_ends
+from reprokit.feedback import SPLITS, Feedback, history_ends, paired
 from reprokit.splitting import starts_of
 
 
@@ -127,6 +127,13 @@ def test_counts_are_of_training_events() -> None:
     assert data.user_counts.tolist() == [(data.users[train] == u).sum() for u in range(13)]
     assert not data.is_cold
     assert replace(data, group=np.eye(1, 200, 7, dtype=np.int8)[0]).is_cold
+
+
+def test_pairs_are_numbered_in_64_bits() -> None:
+    first, second = np.array([1, 3, 162_541], np.int32), np.array([4, 0, 6], np.int32)
+    span = 1_500_000_000
+    expected = [span + 4, 3 * span, 162_541 * span + 6]
+    assert paired(first, second, span).tolist() == expected
 
 
 def test_splits_out_of_order_are_refused() -> None:

@@ -159,6 +159,19 @@ def test_no_cell_is_a_formula(study: Path):
         assert line["user_history"].startswith("'-Liked")
 
 
+def test_no_cell_is_taken_for_a_number_or_a_date_and_written_back_as_another(tmp_path: Path):
+    titles = ["9/11", "007", "2:37", "Café 9"]
+    made = [dataclasses.replace(cases(1)[0], title=title, liked=(title,)) for title in titles]
+    export(made, tmp_path, raters=1, items=4)
+    shown = {line["item"] for line in lines_of(tmp_path / "rater-01.csv")}
+    assert shown == {"'9/11", "'007", "'2:37", "Café 9"}
+    path = fill(tmp_path, "rater-01.csv")
+    for number in range(2, 14, 2):  # a spreadsheet may take the mark away
+        damage(path, number, lambda line: line.update(item=line["item"].removeprefix("'")))
+    reading = read_sheets([path], read_key(tmp_path / "key.json"))
+    assert (len(reading.ratings), reading.problems) == (12, [])
+
+
 def test_more_cases_than_there_are_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(RequestError, match=r"^8 cases are explained by all .* lower --items$"):
         export(cases(), tmp_path, items=9)
@@ -346,6 +359,33 @@ def test_the_blank_originals_beside_what_came_back_are_no_problem(study: Path):
     report = json.loads((study / "human.json").read_text())
     assert (report["raters"], report["lines"], report["lines_left_out"]) == (1, 15, 0)
     assert (report["lines_blank"], report["problems"]) == (30, [])
+
+
+def test_a_sheet_in_a_spreadsheets_own_form_is_named_and_endings_have_no_case(
+    study: Path,
+):
+    returned, key = study / "returned", read_key(study / "key.json")
+    fill(study, "rater-01.csv").rename(returned / "rater-01.CSV")
+    before = HUMAN_DATA["demo-human-study"].fingerprint(study.parent)
+    (returned / "rater-02.XLSX").write_bytes(b"PK\x03\x04")
+    assert before != HUMAN_DATA["demo-human-study"].fingerprint(study.parent)
+    reading = read_sheets([returned], key)
+    assert len(reading.ratings) == 15
+    told = f"{returned / 'rater-02.XLSX'}: not CSV but .XLSX; save it as 'CSV UTF-8'"
+    assert reading.problems == [told]
+    (returned / "rater-01.CSV").unlink()
+    with pytest.raises(Unavailable, match=r"no usable line in the sheets: .* save it as"):
+        HUMAN.execute(job(study.parent, "demo-toy"))
+
+
+def test_cases_that_nobody_rated_are_not_drawn_anew(study: Path):
+    path, key = fill(study, "rater-01.csv"), read_key(study / "key.json")
+    for number in range(8, 17):  # two cases of five are rated
+        damage(path, number, lambda line: line.update(BLANK))
+    reading = read_sheets([path], key)
+    cube, _ = human.cube_of(reading, key)
+    assert cube.shape == (1, 2, 3, 3) and not np.isnan(cube).any()
+    assert human.analyse(reading, key, draws=100)["cases"] == 2
 
 
 def test_no_cell_that_came_back_reaches_the_terminal_with_its_escape_sequences(
@@ -561,10 +601,16 @@ def test_export_makes_a_study_of_the_stored_runs(
         texts = [f"{run.id[:3]} says {n}" for n in range(6)]
         names = [data.user_ids[u] for u in users], [data.item_ids[i] for i in items]
         store.save(run, Result({}, columns(*names, texts)), {})
-    monkeypatch.setattr(plan, "plan", lambda request: planned(tmp_path, *runs))
+    asked: list[Request] = []
+    monkeypatch.setattr(
+        plan, "plan", lambda request: asked.append(request) or planned(tmp_path, *runs)
+    )
     monkeypatch.setattr(ratings, "load_feedback", lambda *_: data)
     arguments = ["human", "export", "--out", str(tmp_path), "--data-dir", str(tmp_path)]
-    assert cli.main([*arguments, "--items", "5", "--raters", "2"]) == 0
+    made_with = {"llm": "tiny", "text_encoder": "minilm", "image_encoder": "clip"}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in made_with.items()]
+    assert cli.main([*arguments, *options, "--items", "5", "--raters", "2"]) == 0
+    assert vars(asked[0]) | made_with == vars(asked[0])
     assert "2 sheets and forms of 5 cases out of 6 on demo-toy" in capsys.readouterr().out
     key = read_key(tmp_path / "human-study" / "key.json")
     assert key["runs"] == {run.system: run.id for run in runs}

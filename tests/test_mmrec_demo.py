@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reprokit import reproduce, reviews
+from reprokit import reproduce, reviewdata
 from reprokit.plan import Request, plan
 from reprokit.runs import Store
 
@@ -16,7 +16,7 @@ from reprokit.runs import Store
 @pytest.mark.slow
 def test_the_proposed_model_has_fewer_false_positives_and_a_leak_makes_a_gap(tmp_path: Path):
     """Four seeds of the rows with basic weights, and of the leakage table."""
-    reviews.load_reviews.cache_clear()
+    reviewdata.load_reviews.cache_clear()
     planned = plan(
         Request(
             ("mmrec/table2", "mmrec/leakage"), rows=("basic", "proposed,"), seeds=4, out=tmp_path

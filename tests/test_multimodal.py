@@ -291,7 +291,8 @@ def test_evaluation_uses_the_graph_of_the_current_weights_and_counts_no_pass():
     model.eval()
     with torch.inference_mode():
         ours = all_scores(model)
-        assert model.vectors()[0] is model.vectors()[0]
+        kept = model.vectors()[0]
+        assert model.eval().vectors()[0] is kept  # for rated pairs and for lists
     assert_same(ours, plain_lattice(model).detach())
     assert int(model.passes) == 3
 
@@ -322,6 +323,15 @@ def test_every_parameter_trains_and_the_same_seed_gives_the_same_bytes(kind: str
         return list(model.state_dict().values())
 
     assert all(torch.equal(a, b) for a, b in zip(trained(), trained(), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_and_the_catalogue_are_scored_alike(kind: str):
+    model = build(kind, modalities="text,visual").eval()
+    everything = torch.arange(1, N_ITEMS).expand(N_USERS, -1)
+    with torch.inference_mode():
+        lists = model.score(items=everything, users=torch.arange(N_USERS))
+        assert_same(lists, all_scores(model))
 
 
 @pytest.mark.parametrize("kind", KINDS)

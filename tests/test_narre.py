@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from torch import Tensor
+from conftest import ROOT, number
 
 from reprokit import narre, recommending
 from reprokit.feedback import Feedback, history_ends
@@ -118,10 +117,6 @@ def scores(model: Any, data: Feedback, rows: np.ndarray, grad: bool = False) -> 
     columns = [torch.from_numpy(c[rows].astype(np.int64)) for c in (data.users, data.items)]
     with torch.set_grad_enabled(grad):
         return model.score(*columns, torch.from_numpy(rows)).detach().numpy()
-
-
-def number(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy().astype(np.float64)
 
 
 # --- what is read -------------------------------------------------------------------------------
@@ -290,13 +285,18 @@ def test_without_reviews_attention_gives_zeros():
     assert np.isfinite(scores(model, data, np.flatnonzero(data.users == 8))).all()
 
 
-def test_vectors_are_kept_until_the_weights_change():
+def test_vectors_are_kept_until_the_weights_change(monkeypatch: pytest.MonkeyPatch):
     data, model = world(), model_of(world())
     rows = np.arange(20)
     before = scores(model, data, rows)
     other = model_of(data, seed=1)
     model.eval()
-    assert model.kept  # evaluation again: nothing has changed
+    assert len(model.kept) == 2  # evaluation again: nothing has changed
+    for side, (encoded, keys) in model.kept.items():
+        assert torch.equal(keys, encoded @ side.of_review + side.bias)
+    monkeypatch.setattr(type(model.user), "keys", None)  # not made again for another batch
+    np.testing.assert_array_equal(scores(model, data, rows), before)
+    monkeypatch.undo()
     model.load_state_dict(other.state_dict())
     assert not np.allclose(before, scores(other, data, rows))
     np.testing.assert_array_equal(scores(model, data, rows), scores(other, data, rows))
@@ -337,6 +337,7 @@ def test_a_run_learns_explains_and_is_the_same_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = world(30, 30, 12)
+    monkeypatch.setattr(narre, "EXPLAINED_AT_ONCE", 4)
     settings = dataclasses.replace(
         SMALL, lr=0.02, batch_size=32, max_epochs=10, dropout=0.0, explain_rows=15
     )
@@ -383,7 +384,15 @@ def test_data_without_reviews_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"covered": 0.0}, {"dim": 0}, {"dropout": 1.0}, {"chosen_by": "test"}, {"l2": -1.0}]
+    "wrong",
+    [
+        {"covered": 0.0},
+        {"dim": 0},
+        {"dropout": 1.0},
+        {"chosen_by": "test"},
+        {"l2": -1.0},
+        {"lr": float("inf")},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -391,7 +400,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]):
 
 
 def test_presets_are_settings_and_estimates_grow_with_them():
-    sizes = {"users": 100, "items": 50, "train": 1000}
+    sizes = {"users": 100, "items": 50, "train": 1000, "reviewed": 1}
     found = [
         narre.SYSTEM.estimate(narre.SYSTEM.configure("x", preset, {}), sizes)
         for preset in ("demo", "small", "paper")

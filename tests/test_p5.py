@@ -177,10 +177,11 @@ def test_random_numbers_follow_from_the_seed():
 @given(seed=st.integers(0, 10_000))
 @hypothesis_settings(max_examples=5, deadline=None)
 def test_examples_do_not_depend_on_held_out_events(seed: int):
-    data, s = toy(), settings_of(families="rating=1,sequential=1,direct=1,list=1,review=1")
+    data, s = toy(), settings_of(families=FAMILIES_OF_ALL)
     one, other = draw(data, s, 0), draw(held_out_shuffled(data, seed), s, 0)
     for name in ("family", "template", "events", "items", "answers", "extra", "listed"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert (one.reasons, one.stars, one.reviews) == (other.reasons, other.stars, other.reviews)
     assert (data.split[one.events] == 0).all()
 
 
@@ -263,6 +264,14 @@ def test_a_prompt_that_is_too_long_is_refused_in_one_line(checkpoint: str):
     with pytest.raises(RequestError, match="raise max_tokens") as caught:
         _ = tight.lengths
     assert "\n" not in str(caught.value)
+
+
+def test_titles_with_characters_unknown_to_t5_are_counted(prompts: Prompts, checkpoint: str):
+    _, tokenizer, _ = load_t5("tiny", checkpoint)
+    assert prompts.unknown == 0
+    tokenizer.unk_token = tokenizer.convert_ids_to_tokens(tokenizer("Sun")["input_ids"][-2])
+    asked = Prompts(prompts.data, tokenizer, prompts.examples, prompts.settings, 0)
+    assert asked.unknown == sum("Sun" in title for title in prompts.data.titles) > 10
 
 
 def test_an_id_that_is_one_token_ends_where_the_id_ends(folder: Path):
@@ -388,6 +397,9 @@ def test_the_beams_order_does_not_depend_on_where_the_target_stands(checkpoint: 
     again = prompts.score(predict, Pairs(events, turned, 6)).reshape(2, 6)[:, ::-1]
     np.testing.assert_array_equal(found, again)
     assert found.shape == (2, 6)
+    counts: dict[str, int] = {}
+    prompts.score(predict, Pairs(events, items, 6), counts)
+    assert counts == {"answers to lists that are no candidate": 16 - int((found > 0).sum())}
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -414,6 +426,8 @@ def test_pickled_weights_are_refused(folder: Path, checkpoint: str):
         ({"families": "rating=1"}, "must have direct"),
         ({"families": "direct=2"}, "at most 1"),
         ({"families": "direct"}, "not family=share"),
+        ({"families": "direct=1,direct=0.5"}, "'direct' stands there twice"),
+        ({"title_words": 300, "review_words": 200}, "out of range, got 500"),
         ({"ids": "official"}, "ids must be one of"),
         ({"rank_by": "list", "families": "direct=1"}, "must have list"),
     ],
@@ -447,6 +461,25 @@ def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 20.0)
     )
     run = Run("explainrec", "p5", "toy", s, 0, "of the test", backbone="t5 tiny, recipe 1")
     return run_p5(Job(run, folder, folder, seconds, Progress(quiet=True)))
+
+
+def test_what_is_trained_is_another_stage_whenever_reference_reasons_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from reprokit import p5, stages
+
+    seen: list[Any] = []
+
+    def stage(job: Job, accelerator: Any, model: Any, what: Any, *_: Any, **__: Any) -> None:
+        seen.append(what)
+        raise RequestError("seen")
+
+    monkeypatch.setattr(stages, "stage", stage)
+    for more in (0, 1):
+        monkeypatch.setattr(p5, "REASONS_REVISION", p5.REASONS_REVISION + more)
+        with pytest.raises(RequestError, match="seen"):
+            run_of(tmp_path, monkeypatch)
+    assert seen[0] != seen[1] and {**seen[0], "of": 0} == {**seen[1], "of": 0}
 
 
 def test_a_planted_signal_is_learnt_and_the_same_seed_gives_the_same_bytes(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
-import itertools
 import json
 import signal
 import subprocess
@@ -12,123 +10,21 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from photo_server import JPEG, Server, drawn, fetch, server
 from PIL import Image
 
 from reprokit import photos
-from reprokit.datasets import DataError, dataset
-from reprokit.photos import Counts, Pace, fetch_pictures, picture_addresses
-from reprokit.reviews import picture_files
+from reprokit.photos import Counts, Pace
 from reprokit.runs import RequestError
-from reprokit.synthetic import Config, make_world, restaurant_reviews
 
-FAST = 100_000.0
-"""A rate that holds nothing up."""
-
-
-def drawn(kind: str = "JPEG", size: tuple[int, int] = (8, 6)) -> bytes:
-    stream = io.BytesIO()
-    Image.effect_noise(size, 80).save(stream, kind)
-    return stream.getvalue()
-
-
-JPEG = drawn()
-
-
-class Server:
-    """Answers by path; each entry of `before` is an answer that comes first, once."""
-
-    def __init__(self) -> None:
-        self.content: dict[str, bytes] = {}
-        self.statuses: dict[str, int] = {}
-        self.before: dict[str, list[tuple[int, dict[str, str]]]] = {}
-        self.cut: set[str] = set()
-        """Paths whose body ends in the middle, the first time."""
-        self.bare = False
-        """No Content-Length."""
-        self.slow = 0.0
-        self.slow_once: set[str] = set()
-        self.stuck_after = 10**9
-        """Requests, after which no answer comes before `release` is set."""
-        self.release = threading.Event()
-        self.number = itertools.count()
-        self.asked: list[str] = []
-        self.agents: set[str | None] = set()
-        self.clock: Callable[[], float] = time.monotonic
-        self.times: list[float] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def answer(self, to: BaseHTTPRequestHandler) -> None:
-        name = to.path.removeprefix("/")
-        self.asked.append(name)
-        self.times.append(self.clock())
-        self.agents.add(to.headers.get("User-Agent"))
-        if name in self.slow_once:
-            self.slow_once.remove(name)
-            time.sleep(0.6)
-        time.sleep(self.slow)
-        if next(self.number) >= self.stuck_after:
-            self.release.wait(20)
-        status, headers = self.statuses.get(name, 200), {}
-        if self.before.get(name):
-            status, headers = self.before[name].pop(0)
-        body = self.content.get(name, b"")
-        if status == 200 and name not in self.content:
-            status = 404
-        to.send_response(status)
-        for key, value in headers.items():
-            to.send_header(key, value)
-        if status != 200:
-            body = b"an error page"
-        if not self.bare:
-            to.send_header("Content-Length", str(len(body)))
-        to.end_headers()
-        if name in self.cut:
-            self.cut.remove(name)
-            body = body[: len(body) // 2]
-        to.wfile.write(body)
-
-    def put(self, *names: str, body: bytes = JPEG) -> dict[str, str]:
-        """Serve these pictures; their addresses."""
-        self.content |= dict.fromkeys(names, body)
-        return {name: f"{self.url}/{name}" for name in names}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(photos, "PAUSES", (0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    one = Server()
-    yield one
-    one.release.set()
-    one.http.shutdown()
-    one.http.server_close()
-
-
-def fetch(addresses: dict[str, str], folder: Path, **more: Any) -> Counts:
-    counts = fetch_pictures(addresses, folder, **{"rate": FAST, **more})
-    settled = counts.here + counts.fetched + counts.gone + counts.failed + counts.refused
-    assert settled + counts.left == counts.wanted  # every picture once
-    return counts
+__all__ = ["server"]  # the fixture
 
 
 def names_in(folder: Path) -> list[str]:
@@ -598,180 +494,3 @@ def test_the_report_is_told_of_every_picture(server: Server, tmp_path: Path):
     last = fetch(addresses, tmp_path, report=seen.append)
     assert seen[0] == Counts(wanted=3, left=3) and seen[-1] == last
     assert [counts.left for counts in seen] == sorted((c.left for c in seen), reverse=True)
-
-
-# --- addresses ----------------------------------------------------------------------------------
-def restaurants(data_dir: Path, content: Any) -> Path:
-    path = data_dir / "google-restaurants/filter_all_t.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-    return path
-
-
-def test_restaurant_pictures_are_those_of_all_reviews_each_once(tmp_path: Path):
-    world = restaurant_reviews(
-        make_world(Config(n_users=8, n_films=30, n_books=10, events_per_user=6))
-    )
-    restaurants(tmp_path, world)
-    pics = [pic for part in world.values() for row in part for pic in row["pics"]]
-    places = picture_addresses("google-restaurants", tmp_path)
-    assert list(places.addresses) == list(dict.fromkeys(pics)) and len(pics) > 10
-    assert places.without == 0
-    name, address = next(iter(places.addresses.items()))
-    assert address == f"https://lh5.googleusercontent.com/p/{name}"
-
-
-def test_another_address_of_restaurant_pictures(tmp_path: Path):
-    row = {"pics": ["AF1QipA", "AF1QipB"]}
-    content = {"train": [row], "val": [{"pics": None}, {}], "test": [{"pics": ["AF1QipA"]}]}
-    restaurants(tmp_path, content)
-    url = "https://example.org/{id}=w600"
-    assert picture_addresses("google-restaurants", tmp_path, url).addresses == {
-        "AF1QipA": "https://example.org/AF1QipA=w600",
-        "AF1QipB": "https://example.org/AF1QipB=w600",
-    }
-    for wrong in ("https://example.org/", "file:///{id}", "{id}"):
-        with pytest.raises(RequestError, match="expected an http"):
-            picture_addresses("google-restaurants", tmp_path, wrong)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([], "no list 'train' in it"),
-        ({"train": [], "val": []}, "no list 'test' in it"),
-        ({"train": [{"pics": "abc"}], "val": [], "test": []}, "train, record 0: 'pics' is not"),
-        ({"train": [], "val": [{}, {"pics": [1]}], "test": []}, "val, record 1: 'pics' is not"),
-        ({"train": ["x"], "val": [], "test": []}, "train, record 0: 'pics' is not"),
-    ],
-)
-def test_a_file_of_another_layout_is_named_with_its_fault(
-    content: Any, message: str, tmp_path: Path
-):
-    restaurants(tmp_path, content)
-    with pytest.raises(DataError, match=message):
-        picture_addresses("google-restaurants", tmp_path)
-
-
-def test_a_damaged_or_missing_file_of_reviews_is_one_line(tmp_path: Path):
-    with pytest.raises(DataError, match=r"missing\. Fetch it: .* data fetch google-restaurants"):
-        picture_addresses("google-restaurants", tmp_path)
-    restaurants(tmp_path, {}).write_text('{"train": [')
-    with pytest.raises(DataError, match=r"filter_all_t\.json: cannot be read"):
-        picture_addresses("google-restaurants", tmp_path)
-
-
-def items(data_dir: Path) -> None:
-    folder = data_dir / "cdsr/Food-Kitchen"
-    folder.mkdir(parents=True)
-    (folder / "Alist.txt").write_text("76407\tB0028A8ZEI\t0\n15157\tB001D9OVQ6\t1\n")
-    (folder / "Blist.txt").write_text("45309\tB001802PIQ\t0\n")
-
-
-def metadata(data_dir: Path, category: str, **addresses: str) -> None:
-    path = data_dir / f"amazon-2014/meta_{category}.json"
-    path.parent.mkdir(exist_ok=True)
-    entries = [{"asin": asin, "imUrl": address} for asin, address in addresses.items()]
-    path.write_text("".join(f"{entry!r}\n" for entry in entries))
-
-
-def test_item_pictures_are_where_the_metadata_of_both_domains_say(tmp_path: Path):
-    items(tmp_path)
-    icon = "http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif"
-    tea = "http://ecx.images-amazon.com/images/I/51tea%2BL.jpg"
-    food = {"B0028A8ZEI": tea, "B001D9OVQ6": icon, "OTHER": tea}
-    metadata(tmp_path, "Grocery_and_Gourmet_Food", **food)
-    metadata(tmp_path, "Home_and_Kitchen", B001802PIQ="http://ecx.images-amazon.com/pan.jpg")
-    places = picture_addresses("cdsr-food-kitchen", tmp_path)
-    pan = "http://ecx.images-amazon.com/pan.jpg"
-    assert places.addresses == {"B0028A8ZEI": tea, "B001802PIQ": pan}
-    assert places.without == 1
-
-
-def test_without_the_metadata_one_line_says_what_to_put_where(tmp_path: Path):
-    items(tmp_path)
-    metadata(tmp_path, "Grocery_and_Gourmet_Food")
-    with pytest.raises(DataError) as error:
-        picture_addresses("cdsr-food-kitchen", tmp_path)
-    where = tmp_path / "amazon-2014/meta_Home_and_Kitchen.json.gz"
-    assert str(error.value).startswith(f"{where} missing: ")
-    assert photos.AMAZON_2014 in str(error.value) and "Grocery" not in str(error.value)
-    url = "https://example.org/{id}.jpg"  # a pattern needs no metadata
-    found = picture_addresses("cdsr-food-kitchen", tmp_path, url)
-    assert found.addresses["B001802PIQ"] == "https://example.org/B001802PIQ.jpg"
-    assert len(found.addresses) == 3
-
-
-def reviews(data_dir: Path, category: str, *asins: str) -> None:
-    path = data_dir / f"amazon-2014/reviews_{category}_5.json"
-    path.parent.mkdir(exist_ok=True)
-    more = {"reviewerID": "u", "overall": 5.0, "unixReviewTime": 1}
-    path.write_text("".join(json.dumps({"asin": asin, **more}) + "\n" for asin in asins))
-
-
-@pytest.mark.parametrize(
-    ("name", "category"),
-    [
-        ("amazon-musical-instruments", "Musical_Instruments"),
-        ("amazon-movies-2014", "Movies_and_TV"),
-    ],
-)
-def test_pictures_of_reviewed_products_are_where_the_metadata_of_their_category_say(
-    name: str, category: str, tmp_path: Path
-):
-    reviews(tmp_path, category, "B2", "B1", "B2", "B3")
-    with pytest.raises(DataError) as error:
-        picture_addresses(name, tmp_path)
-    where = tmp_path / f"amazon-2014/meta_{category}.json.gz"
-    assert str(error.value).startswith(f"{where} missing: ") and "\n" not in str(error.value)
-    url = "https://example.org/{id}.jpg"  # a pattern needs no metadata
-    assert list(picture_addresses(name, tmp_path, url).addresses) == ["B2", "B1", "B3"]
-    of_items = {"B1": "http://e.org/1.jpg", "B2": "http://e.org/2.jpg", "OTHER": "http://e.org/o"}
-    metadata(tmp_path, category, **of_items)
-    places = picture_addresses(name, tmp_path)
-    assert list(places.addresses.items()) == [
-        ("B2", "http://e.org/2.jpg"),
-        ("B1", "http://e.org/1.jpg"),
-    ]
-    assert places.without == 1
-
-
-def test_pictures_of_products_that_are_fetched_are_those_that_are_read(
-    server: Server, tmp_path: Path
-):
-    reviews(tmp_path, "Musical_Instruments", "B1", "B2", "B3")
-    metadata(
-        tmp_path,
-        "Musical_Instruments",
-        **{**server.put("B1"), **server.put("B2", body=drawn("PNG"))},
-    )
-    places = picture_addresses("amazon-musical-instruments", tmp_path)
-    folder = tmp_path / dataset("amazon-musical-instruments").folder / "images"
-    assert fetch(places.addresses, folder) == Counts(wanted=2, fetched=2)
-    assert {key: path.name for key, path in picture_files(folder).items()} == {
-        "B1": "B1.jpg",
-        "B2": "B2.png",
-    }
-
-
-def test_other_data_sets_have_no_pictures_to_fetch(tmp_path: Path):
-    with pytest.raises(RequestError, match="ml-1m has no pictures to fetch; --images is for"):
-        picture_addresses("ml-1m", tmp_path)
-    with pytest.raises(DataError, match="Did you mean 'google-restaurants'"):
-        picture_addresses("google-restaurant", tmp_path)
-
-
-def test_the_outlook_tells_time_and_disk(tmp_path: Path):
-    places = photos.Places({f"p{n}": "https://example.org/p" for n in range(203_000)}, 7)
-    told = photos.outlook(places, tmp_path / "images")
-    assert told.startswith("203,000 pictures wanted (7 items have no address), 0 here, 0 known")
-    assert "203,000 to ask for, at most 5 a second: 11.3 h or more; disk about 12.2 GB" in told
-    assert "our guess" in told
-    (tmp_path / "p0.jpg").write_bytes(b"x" * 2000)
-    told = photos.outlook(places, tmp_path, rate=2.0, limit=600)
-    assert "600 to ask for, at most 2 a second: 5 min or more; disk about 1 MB (2 kB each" in told
-
-
-def test_the_module_loads_neither_torch_nor_pillow():
-    code = "import sys, reprokit.photos; assert not {'torch', 'PIL', 'rich'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_backbones import empty_hub
-from test_reproduce import Toy, make, request, toy, toy_request  # noqa: F401
+from conftest import empty_hub
+from toys import Toy, make, request, toy, toy_request
 
 from reprokit import ccf_llm, cli, reproduce
 from reprokit.data import Source
@@ -18,6 +18,8 @@ from reprokit.plan import Plan, downloads, models_of, plan
 from reprokit.reproduce import DONE, INCOMPLETE
 from reprokit.runs import Estimate, Job, RequestError, Result, Run, System, setting
 from reprokit.tables import Column, Row, Table
+
+__all__ = ["toy"]  # the fixture
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def test_one_name_is_looked_up_once_for_each_kind(readers: Readers, tmp_path: Pa
 
 
 def test_a_language_model_alone_gives_the_ids_of_before_there_were_encoders(
-    toy: Toy,  # noqa: F811
+    toy: Toy,
     tmp_path: Path,
 ):
     """Finished runs are found again: these ids were computed by the code of that time."""

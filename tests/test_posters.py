@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from http.server import BaseHTTPRequestHandler
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_photos import FAST, JPEG, Server, drawn, names_in, recorded, server  # noqa: F401
+from photo_server import FAST, JPEG, Server, drawn
+from test_photos import names_in, recorded
 
 from reprokit import cli, photos, posters
 from reprokit.datasets import DataError
@@ -199,6 +201,7 @@ def test_another_address_of_a_poster_wants_no_key(
         ("1,2,862\n", "a,b,c", r"links\.csv, line 2: expected numbers movieId and tmdbId"),
         ("1,2,862\nx,2,862\n", "movieId,imdbId,tmdbId", "line 3: expected numbers"),
         ("1,2,1/2\n", "movieId,imdbId,tmdbId", "line 2: expected numbers"),
+        ("1,2,862\n2,8\n", "movieId,imdbId,tmdbId", "line 3: expected numbers"),
     ],
 )
 def test_links_of_another_layout_are_named_with_their_fault(
@@ -209,7 +212,23 @@ def test_links_of_another_layout_are_named_with_their_fault(
         picture_addresses("ml-posters", tmp_path)
 
 
+def test_links_may_begin_with_a_mark_of_byte_order(tmp_path: Path):
+    links(tmp_path, "ml-25m", "1,2,862\n5,6,\n", "\ufeffmovieId,imdbId,tmdbId")
+    assert posters.read_links(tmp_path / "ml-25m/links.csv") == {"1": "862", "5": ""}
+
+
+def test_damaged_packed_links_end_in_one_line(tmp_path: Path):
+    links(tmp_path, "ml-25m", "".join(f"{n},{n * n},{n * 7919}\n" for n in range(1, 500)))
+    path = tmp_path / "ml-25m/links.csv"
+    packed = bytearray(gzip.compress(path.read_bytes()))
+    packed[100:150] = bytes(50)
+    path.with_suffix(".csv.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"links\.csv\.gz: cannot be read"):
+        posters.read_links(path.with_suffix(".csv.gz"))
+
+
 def test_without_links_one_line_says_what_to_fetch(films: Films, tmp_path: Path):
     os.remove(tmp_path / "ml-latest-small/links.csv")
-    with pytest.raises(DataError, match=r"links\.csv missing: .* data fetch ml-latest-small"):
+    with pytest.raises(DataError, match=r"links\.csv missing: .* data fetch ml-latest-small") as no:
         picture_addresses("ml-posters", tmp_path)
+    assert f"--data-dir {tmp_path}" in str(no.value)  # not into another folder

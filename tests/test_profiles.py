@@ -23,7 +23,8 @@ from reprokit.profiles import (
     proposed_profile,
 )
 from reprokit.progress import Progress
-from reprokit.reviews import RELEASE_SPLITS, Reviews, restaurants
+from reprokit.reviewfiles import RELEASE_SPLITS, restaurants
+from reprokit.reviews import Reviews
 from reprokit.runs import RequestError, Unavailable
 from reprokit.summaries import Asked
 

@@ -166,13 +166,23 @@ def test_every_parameter_trains_and_the_same_seed_gives_the_same_bytes(kind: str
     assert all(torch.equal(a, b) for a, b in zip(trained(kind), trained(kind), strict=True))
 
 
-def test_what_is_kept_in_evaluation_is_dropped_when_weights_may_change():
-    model = build("lightgcn").eval()
+def test_what_is_kept_in_evaluation_is_dropped_when_weights_change_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model, calls = build("lightgcn").eval(), []
     users, items = torch.tensor([1]), torch.tensor([3])
+    once = LightGCN.compute
+    monkeypatch.setattr(LightGCN, "compute", lambda self: calls.append(1) or once(self))
     with torch.no_grad():
         before = model.score(users=users, items=items)
+        assert torch.equal(model.eval().score(users=users, items=items), before)
+        assert len(calls) == 1  # evaluated again: nothing has changed
+        model.train()
         model.graph.nodes.weight.mul_(2)
         torch.testing.assert_close(model.eval().score(users=users, items=items), 4 * before)
+        twice = {name: 2 * value for name, value in model.state_dict().items()}
+        nn.ModuleDict({"model": model}).load_state_dict({f"model.{k}": v for k, v in twice.items()})
+        torch.testing.assert_close(model.score(users=users, items=items), 16 * before)
 
 
 # --- sequences ----------------------------------------------------------------------------------
@@ -257,7 +267,16 @@ def test_gru4rec_has_the_state_of_the_sequence_without_its_padding():
             expected = plain_gru(model, items)
             torch.testing.assert_close(states[row, -len(items) :], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(states[:3, -1], model.last(HISTORIES)[:3])
-    assert model.last(HISTORIES).isfinite().all()  # an empty history too
+
+
+def test_gru4rec_tells_people_without_a_history_what_it_has_learned_and_nothing_drawn():
+    model = build("gru")
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        next_ce()(model, users=torch.tensor([1, 2, 4]), sequences=SEQUENCES).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(model.last(HISTORIES)[3], model.network.dense.bias)
 
 
 def test_gru4rec_learns_a_softmax_over_the_catalogue_at_every_step():

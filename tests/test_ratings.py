@@ -173,19 +173,34 @@ def test_posters_are_found_by_film(tmp_path: Path) -> None:
         ({"ratings": ["1,2,4.0,5", "1,x,4.0,5"]}, r"ratings\.csv, line 3: movieId 'x' is not a w"),
         ({"ratings": ["1,2,4.0,5", "1,2,4.0"]}, r"ratings\.csv, line 3: 3 fields, expected 4"),
         ({"ratings": ["1,2,4.0,5,6"]}, r"ratings\.csv, line 2: 5 fields, expected 4"),
-        ({"ratings": ["1,2,7.0,5"]}, r"ratings\.csv, line 2: rating '7.0' is no rating from 0.5"),
+        ({"ratings": ["1,2,7.0,5"]}, r"ratings\.csv, line 2: rating '7.0' is no rating in half"),
+        ({"ratings": ["1,2,4.3,5"]}, r"ratings\.csv, line 2: rating '4.3' is no rating in half"),
         ({"ratings": ["1,2,nan,5"]}, r"ratings\.csv, line 2: rating 'nan' is no rating"),
         ({"ratings": ["1,-2,4.0,5"]}, r"ratings\.csv, line 2: movieId '-2' is out of range"),
         ({"ratings": []}, r"ratings\.csv: no rows in it|ratings\.csv: not in its publisher's"),
         ({"movies": ["1,A,Drama", "2,B"]}, r"movies\.csv, line 3: 2 fields, expected 3"),
         ({"movies": ['1,"A\n\nB",Drama', "z,B,Drama"]}, r"movies\.csv, line 5: movieId 'z'"),
-        ({"movies": ["1,A,Drama"]}, "2 rated films have no entry .* the first is 2"),
+        ({"movies": ["1,A,Drama"]}, r"movies\.csv: 2 rated films are not in it, the first is 2"),
+        ({"movies": [*named(), "2,Again,Drama"]}, r"movies\.csv: 1 films stand there twice"),
         ({"tags": ["1,2,old,5", "one,2,new,6"]}, r"tags\.csv, line 3: userId 'one'"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, files: dict[str, list[str]], why: str) -> None:
     with pytest.raises(DataError, match=why):
         load("ml-latest-small", movielens(tmp_path, **files))
+
+
+def test_a_mark_of_byte_order_is_no_fault(tmp_path: Path) -> None:
+    folder = movielens(tmp_path) / "ml-latest-small"
+    expected = events_of(load("ml-latest-small", tmp_path))
+    for path in folder.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    load_feedback.cache_clear()
+    assert events_of(load("ml-latest-small", tmp_path)) == expected
+    write(folder / "ratings.csv", f"\ufeff{HEADS['ratings.csv']}\n1,2,9,5\n")
+    load_feedback.cache_clear()
+    with pytest.raises(DataError, match=r"ratings\.csv, line 2: rating '9' is no rating"):
+        load("ml-latest-small", tmp_path)
 
 
 def test_a_file_that_is_not_the_publishers_or_is_cut_short_is_refused(tmp_path: Path) -> None:
@@ -223,9 +238,30 @@ def test_movielens_1m_knows_its_users_where_the_file_is_there(tmp_path: Path) ->
         "occupation": [-1, -1, 10, -1, 0],
     }
     assert data.genres[1] == ("Children's", "War")
+    assert data.counts["users that users.dat lacks"] == 2
     assert load("ml-1m", ml_1m(tmp_path / "without", [])).demographics == {}
     with pytest.raises(DataError, match=r"users\.dat, line 1: 'X::1::10' is no known group"):
         load("ml-1m", ml_1m(tmp_path / "other", ["2::X::1::10::48067"]))
+    with pytest.raises(DataError, match=r"users\.dat, line 2: user 2 stands there twice"):
+        load("ml-1m", ml_1m(tmp_path / "twice", ["2::F::1::10::4", "2::M::1::10::4"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "why"),
+    [
+        ("ratings.dat", "-1::1::4::5", r"ratings\.dat, line 41: a user or a film below 0"),
+        ("ratings.dat", "1::-1::4::5", r"ratings\.dat, line 41: a user or a film below 0"),
+        ("movies.dat", "1::Again::War", r"movies\.dat: 1 films stand there twice"),
+        ("ratings.dat", "1::99::4::5", r"movies\.dat: 1 rated films are not in it, .* is 99"),
+    ],
+)
+def test_a_damaged_line_of_movielens_1m_is_named(
+    tmp_path: Path, name: str, line: str, why: str
+) -> None:
+    path = ml_1m(tmp_path, []) / "ml-1m" / name
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(DataError, match=why):
+        load("ml-1m", tmp_path)
 
 
 def amazon(data: Path, packed: str = ".gz", **changed: Any) -> Path:
@@ -584,7 +620,10 @@ def test_films_and_books_of_two_publishers_make_one_set(tmp_path: Path) -> None:
     files = movielens(tmp_path, ratings=many(5), movies=named()) / "ml-latest-small"
     files.rename(tmp_path / "ml-25m")
     books = amazon(tmp_path) / "amazon-2014"
-    source = FEEDBACK_DATA["ml-25m-cross"]
+    source, alone = FEEDBACK_DATA["ml-25m-cross"], FEEDBACK_DATA["ml-25m"].sizes
+    assert source.sizes["train"] == alone["train"]  # every film rating that is trained on
+    for size in ("users", "items"):
+        assert source.beside and source.sizes[size] == alone[size] + source.beside.sizes[size]
     with pytest.raises(DataError, match=r"reviews_Books_5\.json\.gz is missing"):
         load("ml-25m-cross", tmp_path)
     for kind in ("reviews_{}_5.json.gz", "meta_{}.json.gz"):

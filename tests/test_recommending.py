@@ -283,9 +283,15 @@ def test_a_group_of_one_class_has_no_auc_and_a_split_of_one_no_run(
         Arena(job_of(none, tmp_path, monkeypatch)).evaluate(lambda pairs: np.zeros(len(pairs)))
 
 
-def test_scores_of_another_number_are_an_error(arena: Arena):
+def test_scores_of_another_number_or_of_none_are_an_error(arena: Arena):
     with pytest.raises(ValueError, match=r"pairs have scores of shape \(3,\)"):
         arena.evaluate(lambda pairs: np.zeros(3))
+    for wrong in (np.nan, np.inf, 1e300):
+        with (
+            np.errstate(over="ignore"),
+            pytest.raises(FloatingPointError, match=r"44 of 44 .* smaller step size"),
+        ):
+            arena.evaluate(lambda pairs, wrong=wrong: np.full(len(pairs), wrong))
 
 
 # --- what stays sealed --------------------------------------------------------------------------

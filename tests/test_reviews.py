@@ -19,16 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reprokit.datasets import DataError
-from reprokit.reviews import (
-    DAY,
-    REVIEW_DATA,
-    Reviews,
-    folded,
-    load_reviews,
-    numbered,
-    restaurants,
-    split_days,
-)
+from reprokit.reviewdata import REVIEW_DATA, load_reviews
+from reprokit.reviewfiles import DAY, folded, numbered, restaurants, split_days
+from reprokit.reviews import Reviews
 
 GOOGLE, AMAZON = "google-restaurants", "amazon-musical-instruments"
 FOLDERS = {GOOGLE: "google-restaurants", AMAZON: "amazon-2014"}

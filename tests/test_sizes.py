@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_backbones import CONFIGS, SHAPE, cached, empty_hub, kept_for_backward, refused, save
+from conftest import refused
+from test_backbones import CONFIGS, SHAPE, cached, kept_for_backward, save
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from reprokit.backbones import add_lora, load
@@ -28,11 +29,6 @@ EXACT = {
     "qwen3": Qwen3Config(**SHAPE, head_dim=8),
     "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return empty_hub(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", EXACT)

@@ -13,8 +13,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from reprokit import synthetic
+from reprokit import synthetic, synthetic_media
 from reprokit.synthetic import BOOK, DAY, FILM, Config, World
+from reprokit.words import RESTAURANT_TYPES
 
 GOOD = ("loved", "wonderful", "excellent", "delighted")
 BAD = ("disliked", "tedious", "awful", "bored")
@@ -51,10 +52,10 @@ def parts(made: World) -> list[str]:
     items.pop("domain")  # the only part without chance
     views = (
         *synthetic.ratings(made, BOOK),
-        synthetic.reviews(made),
-        synthetic.images(made),
+        synthetic_media.reviews(made),
+        synthetic_media.images(made),
         synthetic.sequences(made),
-        synthetic.restaurant_reviews(made),
+        synthetic_media.restaurant_reviews(made),
     )
     return [
         digest(part) for part in (*made.users, *items.values(), *made.events, *made.truth, *views)
@@ -116,7 +117,7 @@ def word_features(texts):
 def colour_features(config: Config):
     """Red against blue, brightness and stripes of each image, from its pixels; 0 without one."""
     made = world(config)
-    pixels = synthetic.images(made)[: config.n_films].astype(float)
+    pixels = synthetic_media.images(made)[: config.n_films].astype(float)
     balance = pixels[:, 0].mean(axis=(1, 2)) - pixels[:, 2].mean(axis=(1, 2))
     looks = np.stack(
         [balance, pixels.mean(axis=(1, 2, 3)), pixels.std(axis=3).mean(axis=(1, 2))], axis=1
@@ -151,14 +152,14 @@ def test_what_is_written_and_shown_does_not_change_what_is_rated():
     other = world(replace(DEFAULT, review_share=0.9, price_share=0.0, image_share=0.3))
     assert digest(*made.events, *made.users) == digest(*other.events, *other.users)
     assert made.items.titles == other.items.titles
-    assert synthetic.reviews(made) != synthetic.reviews(other)
+    assert synthetic_media.reviews(made) != synthetic_media.reviews(other)
 
 
 def test_switching_a_signal_off_keeps_people_items_times_and_images():
     made, other = world(), world(replace(DEFAULT, style=0.0))
     assert digest(*made.users, *made.items) == digest(*other.users, *other.items)
-    assert digest(made.events.times, synthetic.images(made)) == digest(
-        other.events.times, synthetic.images(other)
+    assert digest(made.events.times, synthetic_media.images(made)) == digest(
+        other.events.times, synthetic_media.images(other)
     )
     assert (made.events.ratings != other.events.ratings).mean() > 0.1
 
@@ -416,7 +417,7 @@ def test_a_bargain_is_rated_higher_than_an_overpriced_item():
 
 
 def test_images_are_bytes_and_one_in_ten_is_missing():
-    pixels, shown = synthetic.images(world()), world().items.has_image
+    pixels, shown = synthetic_media.images(world()), world().items.has_image
     assert pixels.shape == (350, 3, 32, 32) and pixels.dtype == np.uint8
     assert 0.85 < shown.mean() < 0.95
     assert (pixels.reshape(350, -1).any(axis=1) == shown).all()
@@ -435,7 +436,7 @@ def price_named(text: str) -> set[int]:
 
 def test_reviews_agree_with_the_rating_and_with_the_price():
     made = world()
-    texts = synthetic.reviews(made)
+    texts = synthetic_media.reviews(made)
     rows = [n for n, text in enumerate(texts) if text]
     assert 0.47 < len(rows) / len(texts) < 0.53
     priced = 0
@@ -450,7 +451,7 @@ def test_reviews_agree_with_the_rating_and_with_the_price():
 
 def test_reviews_name_what_this_person_likes_best_or_least_in_the_item():
     made = world()
-    for n, text in enumerate(synthetic.reviews(made)):
+    for n, text in enumerate(synthetic_media.reviews(made)):
         user, item, stars = (column[n] for column in made.events[:3])
         if not text or stars == 3:
             continue
@@ -484,7 +485,7 @@ def test_sequences_mix_both_domains_and_only_the_last_of_a_person_is_held_out():
 
 
 def test_restaurant_files_share_restaurants_but_no_people_and_most_ratings_are_high():
-    files = synthetic.restaurant_reviews(world())
+    files = synthetic_media.restaurant_reviews(world())
     assert {part: len(rows) for part, rows in files.items()} == {
         "train": 1200,
         "val": 150,
@@ -502,12 +503,12 @@ def test_restaurant_files_share_restaurants_but_no_people_and_most_ratings_are_h
 
 def test_restaurant_texts_name_the_type_and_agree_with_rating_and_price():
     made = world()
-    rows = [row for part in synthetic.restaurant_reviews(made).values() for row in part]
+    rows = [row for part in synthetic_media.restaurant_reviews(made).values() for row in part]
     written = [row for row in rows if row["review_text"]]
     assert 0.01 < 1 - len(written) / len(rows) < 0.06
     for row in written:
         item = int(row["business_id"].removeprefix("place"))
-        kind = synthetic.RESTAURANT_TYPES[made.items.genre_ids[item, 0]]
+        kind = RESTAURANT_TYPES[made.items.genre_ids[item, 0]]
         assert f"{kind} restaurant" in row["review_text"]
         assert mood(row["review_text"]) == (row["rating"] >= 4, row["rating"] <= 2)
         assert price_named(row["review_text"]) <= {made.items.price_level[item]}
@@ -515,7 +516,7 @@ def test_restaurant_texts_name_the_type_and_agree_with_rating_and_price():
 
 
 def test_restaurant_histories_hold_other_reviews_and_at_times_the_review_itself():
-    files = synthetic.restaurant_reviews(world(), more=0)
+    files = synthetic_media.restaurant_reviews(world(), more=0)
     rows = [row for part in files.values() for row in part]
     text = {f"{row['user_id']}_{row['business_id']}": row["review_text"] for row in rows}
     assert len(text) == len(rows)
@@ -531,8 +532,8 @@ def test_restaurant_histories_hold_other_reviews_and_at_times_the_review_itself(
 
 def test_restaurant_histories_also_hold_the_ratings_that_follow_which_are_no_rows():
     made = world()
-    plain, files = (synthetic.restaurant_reviews(made, more=more) for more in (0, 3))
-    assert files == synthetic.restaurant_reviews(made)
+    plain, files = (synthetic_media.restaurant_reviews(made, more=more) for more in (0, 3))
+    assert files == synthetic_media.restaurant_reviews(made)
     ids, extra = set(), {}
     for part, rows in files.items():
         for row, before in zip(rows, plain[part], strict=True):
@@ -548,21 +549,21 @@ def test_restaurant_histories_also_hold_the_ratings_that_follow_which_are_no_row
     for user, key, text in listed:
         assert tuple(key.split("_")) in visited and key.startswith(user)
         kind = made.items.genre_ids[int(key[-5:]), 0]
-        assert f"{synthetic.RESTAURANT_TYPES[kind]} restaurant" in text
+        assert f"{RESTAURANT_TYPES[kind]} restaurant" in text
 
 
 def test_photos_of_one_restaurant_look_alike_and_are_not_the_same():
     made = world()
-    rows = [row for part in synthetic.restaurant_reviews(made).values() for row in part]
+    rows = [row for part in synthetic_media.restaurant_reviews(made).values() for row in part]
     pics = [pic for row in rows for pic in row["pics"]]
     assert len(set(pics)) == len(pics) and 1.7 < len(pics) / len(rows) < 2.2
     assert any(not row["pics"] for row in rows)
     places = np.array([int(pic.split("-")[1]) for pic in pics])
     assert places.tolist() == [int(r["business_id"][5:]) for r in rows for _ in r["pics"]]
-    photos = synthetic.restaurant_photos(made, pics)
+    photos = synthetic_media.restaurant_photos(made, pics)
     assert len({photo.tobytes() for photo in photos}) == len(pics)
     bright = photos.mean(axis=(1, 2, 3))
     assert np.corrcoef(bright, made.truth.style[places, 1])[0, 1] > 0.95
     for some in (slice(5, 6), slice(60, 70)):  # a photo does not depend on the others
-        assert (synthetic.restaurant_photos(made, pics[some]) == photos[some]).all()
-    assert synthetic.restaurant_photos(made, []).shape == (0, 3, 32, 32)
+        assert (synthetic_media.restaurant_photos(made, pics[some]) == photos[some]).all()
+    assert synthetic_media.restaurant_photos(made, []).shape == (0, 3, 32, 32)

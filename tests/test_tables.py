@@ -10,25 +10,21 @@ import math
 import pytest
 
 from reprokit.plan import PAPERS, all_tables
-from reprokit.tables import (
+from reprokit.rendering import (
     Cell,
-    Column,
     Line,
     Rendered,
-    Row,
-    Table,
     body,
     grid,
     improvement,
     literal,
-    published_folder,
     to_compare_csv,
     to_csv,
     to_markdown,
     to_text,
     verdict,
-    within,
 )
+from reprokit.tables import Column, Row, Table, published_folder, within
 
 FAILURE = "1 of 5 runs failed: ValueError: x|y"
 TABLE3 = next(table for table in all_tables() if table.id == "ccf_llm/table3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 from safetensors import safe_open
 from test_recommending import feedback, job_of
 
-from reprokit import recommending, tastes
+from reprokit import explainrec, recommending, tastes
 from reprokit.content_based import ContentBased, tfidf
 from reprokit.feedback import Feedback
 from reprokit.ranker_training import columns, item_likes, liked_pairs
 from reprokit.recommending import Arena, Meter, Pairs, TasteSettings
-from reprokit.runs import PRESETS, Result, Unavailable
+from reprokit.runs import PRESETS, RequestError, Result, Unavailable
 from reprokit.tastes import SYSTEMS, LightGCNSettings, train_lightgcn
 
 SIZES = {"negatives": 9, "rank_rows": 8, "valid_lists": 5, "rated_rows": 0, "valid_rows": 0}
@@ -107,6 +108,15 @@ def test_lightgcn_learns_what_people_like(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(stages(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("system", ["lattice", "content-based"])
+def test_what_cannot_be_ranked_is_said_before_anything_is_encoded(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(RequestError, match="no user has 99 items left unrated"):
+        run(system, feedback(), tmp_path, monkeypatch, negatives=99)
+    assert not list(tmp_path.iterdir())
+
+
 # --- what stays sealed --------------------------------------------------------------------------
 @pytest.mark.parametrize("system", ["lightgcn", "sasrec", "lattice"])
 def test_other_test_labels_change_neither_the_model_nor_validation(
@@ -140,12 +150,20 @@ def test_the_same_seed_gives_the_same_bytes_and_a_kept_stage_is_used(
 def test_chat_rec_finds_lightgcn_as_its_own_row_trained_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    result = run("lightgcn", feedback(), tmp_path, monkeypatch)
+    job = job_of(feedback(), tmp_path, monkeypatch, settings("lightgcn"), "lightgcn")
+    # In the tables a run's revision holds that of the protocol too.
+    job = dataclasses.replace(
+        job, run=dataclasses.replace(job.run, revision=explainrec.SYSTEMS["lightgcn"].revision)
+    )
+    result = SYSTEMS["lightgcn"].execute(job)
     arena = Arena(job_of(feedback(), tmp_path, monkeypatch, TasteSettings(**SIZES), "chat-rec"))
     own = LightGCNSettings(**SMALL["lightgcn"])
     score, selection, _ = train_lightgcn(arena, own)
     assert len(stages(tmp_path)) == 1 and selection == result.selection
     assert np.array_equal(score(arena.test.pairs), result.predictions["test/scores"])
+    monkeypatch.setattr(recommending, "REVISION", 1000)  # other rows choose
+    SYSTEMS["lightgcn"].execute(job)
+    assert len(stages(tmp_path)) == 2
 
 
 # --- columns ------------------------------------------------------------------------------------
@@ -181,6 +199,7 @@ def test_rows_that_need_pictures_are_empty_without_them(
     for system, images in (("mmgcn", "needed"), ("vbpr", "needed"), ("vbpr", "if any")):
         with pytest.raises(Unavailable, match="toy has no pictures of its items here"):
             run(system, data, tmp_path, monkeypatch, images=images)
+    assert [path.name for path in tmp_path.iterdir()] == ["candidates"]  # no text was encoded
     result = run("mmgcn", data, tmp_path, monkeypatch, images="if any")
     assert result.deviations == ("without pictures: the data set has none here",)
 
@@ -241,7 +260,20 @@ def test_words_and_dense_vectors_score_alike(tmp_path: Path, monkeypatch: pytest
     assert sparse.full(rows) == pytest.approx(dense.full(rows), abs=1e-6)
     result = run("content-based", feedback(), tmp_path, monkeypatch, vectors="tfidf")
     assert result.metrics["test/auc"] > 0.7  # a title names the kind that is liked
-    assert "0 of 44 rated test rows of toy have no liked item" in result.notes[-1]
+    assert not any("no liked item" in note for note in result.notes)
+
+
+def test_rows_without_a_liked_item_in_their_history_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = feedback()
+    disliked = data.labels.copy()
+    disliked[data.users == 1] = 0
+    result = run(
+        "content-based", replace(data, labels=disliked), tmp_path, monkeypatch, vectors="tfidf"
+    )
+    rows = int(((data.users == 1) & (data.split == 2)).sum())
+    assert f"Content-Based: {rows} of 44 rated test rows of toy have no liked" in result.notes[-1]
 
 
 # --- declarations -------------------------------------------------------------------------------
@@ -294,6 +326,9 @@ def test_estimates_grow_with_the_data_and_count_shared_encoders_once():
     [
         ("lightgcn", {"loss": "ce"}, "loss must be bpr or bce"),
         ("gru4rec", {"loss": "bpr"}, "loss must be ce or bpr-max"),
+        ("gru4rec", {"loss": "bpr-max", "sampled": 1}, "sampled is out of range"),
+        ("lightgcn", {"init_std": -0.1}, "init_std is out of range"),
+        ("mmgcn", {"visual": -1}, "visual is out of range"),
         ("sasrec", {"heads": 3}, "heads must divide dim"),
         ("sasrec", {"dropout": 1.0}, "dropout is out of range"),
         ("mmgcn", {"modalities": "sound"}, "modalities must be text and visual"),

@@ -13,7 +13,7 @@ import torch
 from conftest import launch
 from torch import nn
 
-from reprokit import training
+from reprokit import stages, training
 from reprokit.collaborative import MF, pointwise
 from reprokit.progress import Progress
 from reprokit.runs import Job, Run
@@ -304,9 +304,7 @@ def test_a_kept_stage_is_known_by_its_settings_and_those_of_before_stay_valid(tm
         fit = dataclasses.replace(SETTINGS, min_epochs=least)
         model, what = MF(20, 20, 8, 0.1), {"stage": "toy"}
         accelerator = training.make_accelerator()
-        fitted = training.stage(
-            job, accelerator, model, what, pointwise, batch, ROWS, evaluate, fit
-        )
+        fitted = stages.stage(job, accelerator, model, what, pointwise, batch, ROWS, evaluate, fit)
         names.append(fitted.id)
     assert names[0] == "e18996f54912b925acbc" and len(set(names)) == 3
     assert {path.stem for path in tmp_path.glob("stages/*")} == set(names)
@@ -330,8 +328,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place():
     def broken(model: MF, labels: torch.Tensor, **rest: torch.Tensor) -> torch.Tensor:
         return pointwise(model, labels, **rest) * float("inf")
 
+    looked: list[float] = []
+
+    def evaluate(predict: object) -> dict[str, float]:
+        looked.append(0.5)
+        return {"auc": 0.5}
+
     with pytest.raises(FloatingPointError, match="training loss of epoch 1"):
-        train(loss=broken)
+        train(loss=broken, evaluate=evaluate)
+    assert len(looked) == 1  # before the first step: a broken model is not evaluated
 
 
 def test_a_broken_metric_fails_before_the_first_step():
