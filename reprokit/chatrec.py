@@ -499,14 +499,13 @@ def run_chatrec(job: Job, candidates: Candidates = lightgcn) -> Result:
         rated, told = chat.rated(prompts), told_of(prompts, held.labels)
     metrics, predictions = scored(held, lambda pairs: rated if pairs is held.pairs else ranked)
     everyone = len(np.unique(arena.sealed.users[arena.sealed.rows("test")]))
-    own = (*notes_of(chat, held, len(asked), everyone), told, *chat.facts)
     return Result(
         {**metrics, "test/asked_users": len(asked)},
         predictions,
         selection,
         {**arena.data.counts, **arena.counts, **chat.counts},
         deviations_of(s.llm),
-        (*arena.notes, *(f"Chat-REC: {note}" for note in own)),
+        (*arena.notes, *notes_of(chat, held, len(asked), everyone), told, *chat.facts),
         earlier,
     )
 

@@ -6,14 +6,13 @@ it, and a command that is killed and started again writes the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from reprokit import figures, pages
+from reprokit import figures, pages, remarks
 from reprokit.click import REUSED
 from reprokit.data import Source
 from reprokit.datasets import DataError
@@ -417,7 +416,7 @@ def render(
     published = table.published
     names = published.header[published.n_labels :]
     declared = {row.label: row for row in table.rows}
-    changed = changes(planned, spots)
+    changed = remarks.changes(planned, spots)
     lines = []
     for at, printed in enumerate(published.rows):
         row = declared.get(published.labels[at])
@@ -445,59 +444,10 @@ def render(
         command=planned.request.command,
         notes=(
             *table.moves(planned.request.preset),
-            *dict.fromkeys(table_notes(planned, used, results)),
+            *dict.fromkeys(remarks.table_notes(planned, used, results)),
         ),
-        settings=tuple(settings_of(planned, used)),
+        settings=tuple(remarks.settings_of(planned, used)),
     )
-
-
-def changes(planned: Plan, spots: Sequence[Spot]) -> dict[int, str]:
-    """By line: the settings that the user changed."""
-    found = {}
-    for spot in spots:
-        for run in spot.runs:
-            if chosen := planned.changed(run):
-                text = ", ".join(f"{name}={value}" for name, value in chosen.items())
-                found[spot.line] = f"settings changed with --set: {text}"
-    return found
-
-
-def table_notes(planned: Plan, used: Sequence[Run], results: Results) -> Iterator[str]:
-    """What a reader must know of the data, the runs and the machines behind the numbers."""
-    for run in used:
-        yield from planned.notes.get(run.dataset, ())
-    for run in used:
-        yield from results.get(run.id, {}).get("notes", ())
-    facts = [results[run.id]["provenance"] for run in used if run.id in results]
-    several = [fact["processes"] for fact in facts if fact["processes"] > 1]
-    if several:
-        yield f"{len(several)} of {len(facts)} runs were made by {several[0]} processes"
-
-
-def settings_of(planned: Plan, used: Sequence[Run]) -> Iterator[tuple[str, str, str, str]]:
-    """Each setting of a system on a data set once, with all its values and the first's reason."""
-    values: dict[tuple[str, str], dict[str, str]] = {}
-    for run in used:
-        for system, name, value, why in describe(planned, run):
-            values.setdefault((system, name), {}).setdefault(value, why)
-    for (system, name), found in values.items():
-        yield system, name, " / ".join(found), next(iter(found.values()))
-
-
-def describe(planned: Plan, run: Run) -> Iterator[tuple[str, str, str, str]]:
-    """(system, setting, value, reason) of one run."""
-    request = planned.request
-    system: System = PAPERS[run.paper].SYSTEMS[run.system]
-    dataset = run.dataset.removeprefix("demo-")
-    for item in dataclasses.fields(run.settings):
-        value = getattr(run.settings, item.name)
-        if dataclasses.is_dataclass(value):  # settings of another system, which this one measures
-            named = run.title.removeprefix(f"{run.paper} ").rpartition(",")[0]
-            for name, one in dataclasses.asdict(value).items():  # type: ignore[arg-type]
-                yield named, name, str(one), item.metadata["why"]
-            continue
-        why = system.origin(item.name, dataset, request.preset, planned.chosen(run))
-        yield f"{run.system} on {run.dataset}", item.name, str(value), why or item.metadata["why"]
 
 
 def folder_of(planned: Plan, table: Table) -> Path:

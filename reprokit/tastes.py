@@ -419,8 +419,8 @@ def run_content(job: Job) -> Result:
     rows = arena.test.pairs.rows
     strangers = int((model.liked(rows) == 0).sum())
     told = (
-        f"Content-Based: {strangers:,} of {len(rows):,} rated test rows of {arena.data.name} have "
-        "no liked item in their history: scored by the likeness to what is liked in training"
+        f"{strangers:,} of {len(rows):,} rated test rows of {arena.data.name} have no liked item "
+        "in their history: scored by the likeness to what is liked in training"
     )
     return replace(result, notes=(*result.notes, told)) if strangers else result
 

@@ -333,7 +333,7 @@ def test_the_auc_is_of_all_test_rows_of_a_user_whatever_sample_others_score(
     )
     assert len(asked) == 3 and result.metrics["test/rows"] == 12
     assert result.metrics["test/auc"] > 0.9
-    note = next(note for note in result.notes if note.startswith("Chat-REC: AUC: reciprocal rank"))
+    note = next(note for note in result.notes if note.startswith("AUC: reciprocal rank"))
     assert "all 12 rated test pairs" in note and "3 prompts of 6 candidates" in note
     assert "6 candidates are unrated" in note
     assert float(note.rpartition(" ")[2]) >= result.metrics["test/auc"] - 1e-4

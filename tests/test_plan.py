@@ -12,7 +12,7 @@ import pytest
 from conftest import empty_hub
 from toys import Toy, make, request, toy, toy_request
 
-from reprokit import ccf_llm, cli, reproduce
+from reprokit import ccf_llm, cli, remarks, reproduce
 from reprokit.data import Source
 from reprokit.plan import Plan, downloads, models_of, plan
 from reprokit.reproduce import DONE, INCOMPLETE
@@ -141,7 +141,7 @@ def test_the_users_encoders_take_the_place_of_the_settings_own(readers: Readers,
     run = runs_of(planned)["A"]
     assert run.settings == ReaderSettings("none", "tiny", "org/other")
     assert run.backbone == "llm none; text tiny 1; image org/other 1"
-    assert {value for _, name, value, why in reproduce.describe(planned, run)
+    assert {value for _, name, value, why in remarks.describe(planned, run)
             if why == "set by you"} == {"none", "tiny", "org/other"}  # fmt: skip
     assert make(wanted)[1] == DONE and len(readers.jobs) == 3
 
@@ -301,7 +301,7 @@ def test_a_captioner_is_a_kind_of_its_own_named_by_its_option(readers: Readers, 
     run = runs_of(planned)["A"]
     assert (run.settings.captions_by, run.settings.images_by) == ("org/other", "org/images")
     assert run.backbone == "text org/texts 1; caption org/other 1" and run.id != own.id
-    told = {(name, value): why for _, name, value, why in reproduce.describe(planned, run)}
+    told = {(name, value): why for _, name, value, why in remarks.describe(planned, run)}
     assert told["captions_by", "org/other"] == "set by you"
     rule = runs_of(plan(toy_request(tmp_path, captioner="palette", overrides=CAPTIONS)))["A"]
     assert rule.backbone == "text org/texts 1; caption palette 1"

@@ -378,7 +378,7 @@ def test_a_run_that_found_a_stage_made_forecasts_no_other_seed(
 def test_notes_of_runs_stand_under_the_table_once(toy: Toy, tmp_path: Path):
     planned = plan(toy_request(tmp_path, seeds=2))
     rendered, _ = reproduce.assemble(planned, reproduce.execute(planned, quiet=True))
-    assert rendered[0].notes == ("prompts were cut",)
+    assert rendered[0].notes == ("prompts were cut (toy)",)
     text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
     assert text.count("- **Note**: prompts were cut") == 1
 
@@ -409,8 +409,8 @@ def test_settings_of_rows_of_one_system_stand_once_with_all_their_values(toy: To
     planned = plan(toy_request(tmp_path, seeds=2))
     rendered, _ = reproduce.assemble(planned, reproduce.execute(planned, quiet=True))
     assert rendered[0].settings == (
-        ("toy on ml-1m", "llm", "org/large", "the paper's"),
-        ("toy on ml-1m", "depth", "1 / 2", "a test"),
+        ("toy", "llm", "org/large", "the paper's"),
+        ("toy", "depth", "1 / 2", "a test"),
     )
 
 

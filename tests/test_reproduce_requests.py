@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from toys import QUICK, Toy, make, request, toy, toy_request, write_ml_1m
 
-from reprokit import ccf_llm, cli, reproduce
+from reprokit import ccf_llm, cli, remarks, reproduce
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import all_tables, downloads, pick_rows, plan, resolve
@@ -167,7 +167,7 @@ def test_settings_of_the_user_change_the_run_and_show_in_the_table(tmp_path: Pat
     ids = [{run.id for run in one.wanted if run.system == "mf"} for one in (plain, changed)]
     assert not ids[0] & ids[1]
     run = next(run for run in changed.wanted if run.system == "mf")
-    lines = {name: (value, why) for _, name, value, why in reproduce.describe(changed, run)}
+    lines = {name: (value, why) for _, name, value, why in remarks.describe(changed, run)}
     assert lines["dim"] == ("4", "set by you")
     assert lines["lr"] == ("0.01", "for demo: small, for a minute on a laptop")
     assert lines["init_std"][1].startswith("open; unit-normal tables")
@@ -299,7 +299,7 @@ def test_the_users_language_model_is_used_and_told_but_marks_no_row(toy: Toy, tm
     _, status = make(toy_request(tmp_path, llm="tiny"))
     assert status == DONE
     text = (tmp_path / "small/ccf_llm/figure9.md").read_text()
-    assert "| toy on ml-1m | llm     | tiny  | set by you |" in text
+    assert "| toy    | llm     | tiny  | set by you |" in text
     assert "settings changed" not in text and "| A *" not in text
     assert "not comparable with the paper: A, B: tiny in place of org/large" in text
     with (tmp_path / "small/ccf_llm/figure9.compare.csv").open() as file:

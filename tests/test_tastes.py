@@ -273,7 +273,7 @@ def test_rows_without_a_liked_item_in_their_history_are_counted(
         "content-based", replace(data, labels=disliked), tmp_path, monkeypatch, vectors="tfidf"
     )
     rows = int(((data.users == 1) & (data.split == 2)).sum())
-    assert f"Content-Based: {rows} of 44 rated test rows of toy have no liked" in result.notes[-1]
+    assert f"{rows} of 44 rated test rows of toy have no liked" in result.notes[-1]
 
 
 # --- declarations -------------------------------------------------------------------------------
