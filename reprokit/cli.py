@@ -7,7 +7,6 @@ import argparse
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from reprokit.photos import Counts
     from reprokit.plan import Plan
     from reprokit.progress import Progress
-    from reprokit.reproduce import Forecast, Outcome
+    from reprokit.reproduce import Outcome
 
 EXAMPLES = """examples:
   python -m reprokit reproduce table3            every paper's Table 3 on synthetic data, no network
@@ -413,6 +412,8 @@ def reproduce_targets(options: argparse.Namespace) -> int:
     )
     planned = plan(request)
     if options.dry_run:
+        from reprokit.forecasting import print_forecast
+
         print_forecast(planned)
         return 0
     outcome = reproduce.execute(planned)
@@ -467,49 +468,6 @@ def report(planned: Plan, outcome: Outcome) -> int:
     if status == reproduce.INCOMPLETE:
         print("Some requested cells are empty for the reasons above: exit status 3.")
     return status
-
-
-def print_forecast(planned: Plan) -> None:
-    from reprokit.plan import NOT_BUILT, downloads
-    from reprokit.progress import duration
-    from reprokit.rendering import grid
-    from reprokit.reproduce import forecast, together
-
-    lines = forecast(planned)
-    rows = [("Run", "State", "Time", "Memory", "Disk")]
-    for line in lines:
-        bound = line.estimate
-        memory = f"{bound.memory / 1e9:.1f} GB" if bound else "not known"
-        disk = f"{bound.disk / 1e6:.1f} MB" if bound else "not known"
-        rows.append((line.run.title, line.state, forecast_time(line), memory, disk))
-    print(grid(rows))
-    reasons = Counter(line.why_not for line in lines if line.why_not)
-    for reason, count in reasons.items():
-        print(f"\n{count} of the runs cannot be made: {reason}.", end="")
-    waiting = [line for line in lines if not (line.cached or line.why_not)]
-    total = together(waiting)
-    rest = " and what is not known" if any(line.seconds is None for line in waiting) else ""
-    print(
-        f"\n{len(waiting)} of {len(lines)} runs to make, together {duration(total)}{rest}. "
-        "'about': measured with another seed; 'at most': every epoch used, on two CPU cores. "
-        "Nothing was started."
-    )
-    print("Downloads needed first: " + ("; ".join(downloads(planned)) or "none") + ".")
-    missing = [spot for spot in planned.spots if spot.requested and spot.reason == NOT_BUILT]
-    if missing:
-        print(f"Cells that are not built yet: {len(missing)}.")
-
-
-def forecast_time(line: Forecast) -> str:
-    from reprokit.progress import duration
-
-    if line.cached:
-        return "0 s"
-    if line.seconds is None:
-        return "not known"
-    if line.why_not:
-        return "none"
-    return f"{'at most' if line.measured is None else 'about'} {duration(line.seconds)}"
 
 
 # --- data ---------------------------------------------------------------------------------------

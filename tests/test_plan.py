@@ -12,7 +12,7 @@ import pytest
 from conftest import empty_hub
 from toys import Toy, make, request, toy, toy_request
 
-from reprokit import ccf_llm, cli, remarks, reproduce
+from reprokit import ccf_llm, cli, forecasting, remarks, reproduce
 from reprokit.data import Source
 from reprokit.plan import Plan, downloads, models_of, plan
 from reprokit.reproduce import DONE, INCOMPLETE
@@ -261,7 +261,7 @@ def test_stand_ins_need_no_file_and_are_known_by_their_name(
     assert runs_of(planned)["A"].backbone == (f"llm {known}; text none; image none; caption none")
     assert downloads(planned)[1:] == [] and planned.unreached == {}
     # With the parts set by the user, rows A and B are one run.
-    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 2
+    assert [line.state for line in forecasting.forecast(planned)] == ["to make"] * 2
 
 
 @pytest.mark.parametrize(
@@ -522,12 +522,12 @@ def test_a_dry_run_goes_on_without_encoders_and_lists_them(readers: Readers, tmp
         f"org/{kind}s (size not known): {kind} encoder 'org/{kind}s': the hub was not reached"
         for kind in ("text", "image")
     ]
-    lines = reproduce.forecast(planned)
+    lines = forecasting.forecast(planned)
     assert [line.state for line in lines] == ["needs model", "needs model", "to make"]
     assert not list(tmp_path.iterdir()) and not readers.jobs
     planned = plan(toy_request(tmp_path, dry_run=True))
     assert downloads(planned)[1:] == []
-    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 3
+    assert [line.state for line in forecasting.forecast(planned)] == ["to make"] * 3
 
 
 def test_the_terminal_lists_an_unknown_encoder_under_downloads(

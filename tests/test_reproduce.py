@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from toys import QUICK, Toy, make, request, toy, toy_request, write_ml_1m
 
-from reprokit import ccf_llm, explainrec, provenance, reproduce
+from reprokit import ccf_llm, explainrec, forecasting, provenance, reproduce
 from reprokit.click import REUSED
 from reprokit.plan import plan
 from reprokit.reproduce import DONE, FAILED, INCOMPLETE, WRONG
@@ -207,12 +207,12 @@ def test_provenance_names_runs_settings_data_versions_and_time(tmp_path: Path):
 
 
 def test_a_dry_run_forecasts_and_starts_nothing(tmp_path: Path):
-    lines = reproduce.forecast(plan(request(tmp_path, **QUICK)))
+    lines = forecasting.forecast(plan(request(tmp_path, **QUICK)))
     assert [line.cached for line in lines] == [False] * 6
     assert all(line.estimate and line.estimate.memory > 0 and line.seconds for line in lines)
     assert not (tmp_path / "runs").exists()
     make(request(tmp_path, **{**QUICK, "seeds": 1}))
-    lines = reproduce.forecast(plan(request(tmp_path, **QUICK)))
+    lines = forecasting.forecast(plan(request(tmp_path, **QUICK)))
     mf = [line for line in lines if line.run.system == "mf"]
     assert [line.cached for line in mf] == [True, False]
     assert mf[1].measured is not None  # by the other seed
@@ -369,7 +369,7 @@ def test_a_run_that_found_a_stage_made_forecasts_no_other_seed(
     changed = dataclasses.replace(toy.systems["toy"], execute=quick)
     monkeypatch.setitem(ccf_llm.SYSTEMS, "toy", changed)  # type: ignore[arg-type]
     make(toy_request(tmp_path))
-    lines = reproduce.forecast(plan(toy_request(tmp_path, seeds=2)))
+    lines = forecasting.forecast(plan(toy_request(tmp_path, seeds=2)))
     later = {line.run.system: line for line in lines if line.run.seed == 1}
     assert later["toy"].measured is None and later["toy"].seconds == 10
     assert later["other"].measured is not None and later["other"].seconds < 10
@@ -480,9 +480,9 @@ def test_what_runs_share_is_counted_once_in_their_sum():
     one = Estimate(10.0, 0, 0, {"captions": 100.0, "texts": 5.0})
     two = Estimate(20.0, 0, 0, {"captions": 100.0})
     assert one.total == 115
-    lines = [reproduce.Forecast(run, False, None, found) for found in (one, two)]
+    lines = [forecasting.Forecast(run, False, None, found) for found in (one, two)]
     assert [line.seconds for line in lines] == [115, 120]
-    assert reproduce.together(lines) == 10 + 20 + 100 + 5
-    measured = reproduce.Forecast(run, False, 7.0, one)
-    assert reproduce.together([measured, lines[1]]) == 7 + 120
-    assert reproduce.together([reproduce.Forecast(run, False, None, None)]) == 0
+    assert forecasting.together(lines) == 10 + 20 + 100 + 5
+    measured = forecasting.Forecast(run, False, 7.0, one)
+    assert forecasting.together([measured, lines[1]]) == 7 + 120
+    assert forecasting.together([forecasting.Forecast(run, False, None, None)]) == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from toys import QUICK, Toy, make, request, toy, toy_request, write_ml_1m
 
-from reprokit import ccf_llm, cli, remarks, reproduce
+from reprokit import ccf_llm, cli, forecasting, remarks, reproduce
 from reprokit.data import Source
 from reprokit.datasets import DataError
 from reprokit.plan import all_tables, downloads, pick_rows, plan, resolve
@@ -126,12 +126,12 @@ def test_a_dry_run_lists_what_to_download_and_writes_nothing(tmp_path: Path):
     planned = plan(wanted)
     assert downloads(planned)[0].startswith("ml-1m (6 MB): python -m reprokit data fetch")
     assert len(downloads(planned)) == 2
-    lines = reproduce.forecast(planned)
+    lines = forecasting.forecast(planned)
     assert len(lines) == 24 and all(line.needs_data and line.seconds for line in lines)
     write_ml_1m(tmp_path / "ml-1m")
     planned = plan(wanted)
     assert len(downloads(planned)) == 1
-    assert {line.needs_data for line in reproduce.forecast(planned)} == {True, False}
+    assert {line.needs_data for line in forecasting.forecast(planned)} == {True, False}
     assert [path.name for path in tmp_path.iterdir()] == ["ml-1m"]
 
 
@@ -365,12 +365,12 @@ def test_a_dry_run_lists_the_models_to_download_and_still_forecasts(toy: Toy, tm
     assert downloads(planned)[1:] == [
         "org/large (13.5 GB): language model 'org/large': the hub was not reached"
     ]
-    lines = reproduce.forecast(planned)
+    lines = forecasting.forecast(planned)
     assert [line.state for line in lines] == ["needs model", "needs model", "to make"]
     assert all(line.estimate and line.seconds == 10 for line in lines)
     planned = plan(toy_request(tmp_path, dry_run=True))
     assert downloads(planned)[1:] == ["org/large (13.5 GB): by the first run that uses it"]
-    assert [line.state for line in reproduce.forecast(planned)] == ["to make"] * 3
+    assert [line.state for line in forecasting.forecast(planned)] == ["to make"] * 3
     assert not list(tmp_path.iterdir())
 
 
@@ -384,5 +384,5 @@ def test_a_model_of_unknown_size_does_not_end_a_dry_run(
     monkeypatch.setitem(ccf_llm.SYSTEMS, "toy", changed)  # type: ignore[arg-type]
     monkeypatch.setattr("reprokit.sizes.download_bytes", unknown)
     planned = plan(toy_request(tmp_path, dry_run=True))
-    assert [line.seconds for line in reproduce.forecast(planned)] == [None, None, 10]
+    assert [line.seconds for line in forecasting.forecast(planned)] == [None, None, 10]
     assert downloads(planned)[1:] == ["org/large (size not known): its size is not known"]
