@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
+# What test files share says which values differ where an assert fails, as they do themselves.
+pytest.register_assert_rewrite(
+    *(path.stem for path in Path(__file__).parent.glob("*.py") if "test" not in path.stem)
+)
 DATA = Path(os.environ.get("REPROKIT_DATA", ROOT / "data"))
 
 

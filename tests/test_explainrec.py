@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
-import io
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +12,33 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
-from safetensors import safe_open
-from safetensors.numpy import load_file
+from explainrec_runs import (
+    AMAZON,
+    COLD,
+    CROSS,
+    FILMS,
+    FULL,
+    SILENT,
+    SMALL,
+    Made,
+    few_people,
+    job_of,
+    make,
+    parameters,
+    stages,
+)
 
-from reprokit import explainrec, ratings, reproduce, tuning
+from reprokit import ratings, tuning
 from reprokit.explainer import multi_task_loss
 from reprokit.explaining import Explaining
 from reprokit.feedback import GROUPS, SPLITS, Feedback
 from reprokit.lexicon import split_sentences
-from reprokit.plan import Plan, Request, plan
-from reprokit.progress import Progress
 from reprokit.reasons import shorten
 from reprokit.recommending import EXPLAINED, Pairs
-from reprokit.reproduce import DONE, Outcome
-from reprokit.runs import Job, RequestError, Run, Store
-from reprokit.tables import Table
+from reprokit.reproduce import DONE
+from reprokit.runs import Job, RequestError, Store
 from reprokit.training import Objective, trainable_state
 
-FILMS, COLD, CROSS = "demo-ml-25m", "demo-ml-25m-cold", "demo-ml-25m-cross"
-AMAZON = "demo-amazon-movies-2014"
-FULL, SILENT = "ExplainRec (Full)", "w/o Preference Attribution"
-SMALL = {
-    "rated_rows": 24,
-    "rank_rows": 5,
-    "valid_rows": 20,
-    "valid_lists": 5,
-    "negatives": 9,
-    "train_rows": 64,
-    "epoch_rows": 32,
-    "min_epochs": 1,
-    "max_epochs": 1,
-    "explain_rows": 6,
-    "explain_tokens": 5,
-    "stage1": "none",
-}
 WEIGHED = ("preference", "explanation", "rating", "cross-domain")
 PARTS = {
     "zero-shot": ("prior.",),
@@ -61,100 +48,7 @@ PARTS = {
 """What each part has in a trained stage, among others; attribution has no weights of its own."""
 OTHERS = ("llm.", *PARTS["zero-shot"], *PARTS["multi-modal"])
 """What is not of the multi-task part: all else is, such as what equation 11 remembers."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_people() -> Iterator[None]:
-    """The demos with 50 people, 40 films and 30 books."""
-    real = ratings.taste_world
-    sizes = {"n_users": 50, "n_films": 40, "n_books": 30, "events_per_user": 20}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            ratings, "taste_world", lambda seed=0: dataclasses.replace(real(seed), **sizes)
-        )
-        ratings.load_feedback.cache_clear()
-        yield
-    ratings.load_feedback.cache_clear()
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """What a request left."""
-
-    out: Path
-    planned: Plan
-    outcome: Outcome
-    status: int
-    text: str
-    cells: dict[str, list[str]]
-    """The CSV by row."""
-
-    def run(self, label: str, dataset: str = FILMS) -> Run:
-        (found,) = {
-            run
-            for spot in self.planned.spots
-            if spot.row and spot.row.label == label
-            for run in spot.runs
-            if run.dataset == dataset
-        }
-        return found
-
-    def stored(self, label: str, dataset: str = FILMS) -> dict[str, Any]:
-        found = Store(self.out).load(self.run(label, dataset))
-        assert found is not None
-        return found
-
-    def predictions(self, label: str, dataset: str = FILMS) -> dict[str, np.ndarray]:
-        return Store(self.out).predictions(self.run(label, dataset))
-
-
-def make(out: Path, target: str, labels: tuple[str, ...], dataset: str = "", **more: Any) -> Made:
-    """Execute rows of a table as a new process would, without those that run along; `dataset`: on
-    it alone."""
-    ratings.load_feedback.cache_clear()
-    systems = {"explainrec", "tallrec"} if "table2" not in target else {"explainrec"}
-    chosen = tuple(f"{s}.{key}={value}" for s in systems for key, value in (SMALL | more).items())
-    chosen += ("explainrec.adapt_rows=12",)
-    request = Request((target,), rows=labels, out=out, overrides=chosen, seeds=1, command="test")
-    planned = plan(request)
-    spots = [
-        spot
-        if spot.row
-        and spot.row.label in labels
-        and dataset in ("", *(r.dataset for r in spot.runs))
-        else dataclasses.replace(spot, requested=False)
-        for spot in planned.spots
-    ]
-    planned = dataclasses.replace(planned, spots=tuple(spots))
-    outcome = reproduce.execute(planned, quiet=True)
-    (rendered,), status = reproduce.assemble(planned, outcome)
-    table = out / "demo/explainrec" / rendered.table.file
-    text = table.with_suffix(".md").read_text(encoding="utf-8")
-    lines = list(csv.reader(io.StringIO(table.with_suffix(".csv").read_text(encoding="utf-8"))))
-    return Made(out, planned, outcome, status, text, {line[0]: line[1:] for line in lines[1:]})
-
-
-def job_of(made: Made, run: Run, seed: int = 0, **more: Any) -> Job:
-    settings = dataclasses.replace(run.settings, **more)
-    run = dataclasses.replace(run, settings=settings, seed=seed)
-    return Job(run, made.planned.request.data_dir, made.out, 20.0, Progress(quiet=True))
-
-
-def stages(out: Path, **wanted: Any) -> dict[str, dict[str, Any]]:
-    """Headers of the stages that stand, by file name, those with such an identity."""
-    found = {}
-    for path in sorted(out.glob("stages/*")):
-        with safe_open(path, framework="np") as file:
-            header = json.loads(file.metadata()["reprokit"])
-        if all(header["what"].get(key) == value for key, value in wanted.items()):
-            found[path.name] = header
-    return found
-
-
-def parameters(out: Path, name: str) -> dict[str, np.ndarray]:
-    """Tensors of a stage by their names in the model."""
-    tensors = load_file(out / "stages" / name)
-    return {key.partition("/")[2].removeprefix("model."): value for key, value in tensors.items()}
+__all__ = ["few_people"]  # the fixture
 
 
 def assert_same_stages(mine: Path, theirs: Path, **wanted: Any) -> None:
@@ -166,111 +60,6 @@ def assert_same_stages(mine: Path, theirs: Path, **wanted: Any) -> None:
         assert found[name]["record"] == other["record"]
         one, two = parameters(mine, name), parameters(theirs, name)
         assert all(one[key].tobytes() == two[key].tobytes() for key in one)
-
-
-# --- declarations -------------------------------------------------------------------------------
-@pytest.mark.parametrize("table", explainrec.TABLES, ids=lambda table: table.name)
-def test_every_row_has_a_system_and_settings_that_it_has(table: Table):
-    for row in (*table.rows, *table.sanity):
-        names = [row.system] if row.system else [column.system for column in table.columns]
-        for name in names:
-            known = {item.name for item in dataclasses.fields(explainrec.SYSTEMS[name].settings)}
-            assert set(row.settings) <= known
-    assert len({row.label for row in table.sanity}) == len(table.sanity)
-
-
-@pytest.mark.parametrize("table", explainrec.TABLES, ids=lambda table: table.name)
-def test_a_protocol_speaks_of_what_its_table_has(table: Table):
-    told = dict(table.protocol)
-    scoring, columns = told.get("Scoring", ""), " ".join(column.name for column in table.columns)
-    assert ("Chat-REC" in scoring) == any(row.system == "chatrec" for row in table.rows)
-    assert ("AUC over" in scoring) == ("AUC" in columns)
-    assert ("among 99" in scoring) == ("NDCG" in columns and table.name != "full-ranking")
-    assert ("BLEU" in told) == ("BLEU" in columns or table.name == "explanations")
-    random = all(column.dataset == explainrec.RANDOM for column in table.columns)
-    assert ("at random, 80/10/10" in told.get("Data", "")) == random
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_every_published_row_and_column_is_declared(number: int):
-    (table,) = [one for one in explainrec.TABLES if one.name == f"table{number}"]
-    published = table.published
-    assert sorted(row.label for row in table.rows) == sorted(published.labels)
-    assert tuple(c.name for c in table.columns) == published.header[published.n_labels :]
-    assert all(column.dataset in explainrec.DATASETS for column in table.columns)
-
-
-def test_every_system_stands_in_a_table_and_gives_reasons_for_its_settings():
-    used = {row.system for table in explainrec.TABLES for row in (*table.rows, *table.sanity)}
-    assert used == set(explainrec.SYSTEMS)
-    for name, system in explainrec.SYSTEMS.items():
-        if name in ("efficiency", "human"):  # of these others' settings are part
-            continue
-        assert all(item.metadata["why"] for item in dataclasses.fields(system.settings))
-        for preset in system.presets:
-            system.configure("ml-25m", preset, {})  # names settings that it has
-            assert system.reasons[preset]
-
-
-@pytest.mark.parametrize("name", ["rated_rows", "rank_rows", "valid_rows"])
-def test_all_rows_are_estimated_to_take_longer_than_some(name: str):
-    sizes = {"users": 9_000, "items": 9_000, "train": 900_000}
-    for system in ("tallrec", "explainrec"):
-        known = explainrec.SYSTEMS[system]
-        few, every = (
-            known.estimate(known.configure("ml-1m", "demo", {name: count}), sizes).seconds
-            for count in (300, 0)
-        )
-        assert every > few
-
-
-def test_the_estimate_of_a_large_set_has_room_for_its_ratings():
-    for system in ("popularity", "tallrec", "explainrec"):
-        known = explainrec.SYSTEMS[system]
-        settings = known.configure("ml-25m", "demo", {})
-        assert known.estimate(settings, explainrec.DATASETS["ml-25m"].sizes).memory > 2.5e9
-
-
-def test_encoding_the_items_is_estimated_once_for_all_rows_that_read_them():
-    sizes = explainrec.DATASETS["ml-latest-small"].sizes
-    shared = {
-        name: explainrec.SYSTEMS[name]
-        .estimate(explainrec.SYSTEMS[name].configure("ml-latest-small", "small", {}), sizes)
-        .shared
-        for name in ("content-based", "tallrec", "explainrec")
-    }
-    (texts,) = shared["content-based"].items()
-    assert texts in shared["explainrec"].items() and not shared["tallrec"]
-
-
-def test_importing_the_tables_loads_nothing_heavy():
-    heavy = ("torch", "polars", "scipy", "transformers", "peft", "matplotlib", "sklearn")
-    code = f"import sys, reprokit.explainrec; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("without=sound", "without must be one of"),
-        ("direction=up", "direction must be one of"),
-        ("adapt=all", "adapt must be one of"),
-        ("adapt_lr=0,fast", "adapt_lr: '0,fast' is not numbers with commas"),
-        ("adapt_lr=-0.1", "adapt_lr: a step size is negative in '-0.1'"),
-        ("stage1=dolly", "stage1 must be one of alpaca, catalogue, none"),
-        ("cross_share=1", "cross_share"),
-        ("max_epochs=0", "max_epochs"),
-    ],
-)
-def test_a_setting_that_makes_no_run_ends_in_one_line(tmp_path: Path, override: str, message: str):
-    request = Request(("explainrec/table2",), out=tmp_path, overrides=(f"explainrec.{override}",))
-    with pytest.raises(RequestError) as error:
-        plan(request)
-    assert str(error.value).startswith("settings of explainrec on ml-25m: ")
-    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 # --- whole runs ---------------------------------------------------------------------------------
