@@ -412,7 +412,8 @@ def test_a_server_that_asks_for_a_long_pause_ends_the_fetch(server: Server, tmp_
 # --- stopping and going on ----------------------------------------------------------------------
 def background(addresses: dict[str, str], folder: Path, stored: int) -> subprocess.Popen[str]:
     """A fetch in a process of its own, once it has stored so many pictures."""
-    code = (
+    code = (  # a shell lets what it runs in the background ignore interrupts, children too
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import json, sys; from pathlib import Path; from reprokit.photos import fetch_pictures\n"
         "addresses = json.load(open(sys.argv[1]))\n"
         "fetch_pictures(addresses, Path(sys.argv[2]), 1000.0)"
